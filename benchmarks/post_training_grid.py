@@ -1,0 +1,172 @@
+"""What compression without training costs: {float, int8, int4, int3, int2} x {dense, 4:8, 2:4, 1:4} on one float model.
+
+    python benchmarks/post_training_grid.py --float-model FOLDER/float.keras --data CORPUS
+
+Every cell is compressed in several ways. The best is chosen on dev; test is read once per cell, for plain absmax and
+magnitude and for the chosen way. The table goes to `benchmarks/results/post_training_grid.{json,md}`; a run that is
+interrupted continues, and refuses to if it was for another model.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import tempfile
+
+BITS = (None, 8, 4, 3, 2)
+PATTERNS = (None, "4:8", "2:4", "1:4")
+LEFT_OUT = {"depthwise|subsampling/conv": (None, None)}
+RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
+
+
+def ways(usm, bits, pattern):
+    """Return `{name: (quantization, permute, one-shot)}` for one cell; the first is the paper's."""
+    if bits is None:
+        found = {"magnitude": (None, False, False)}
+        return {**found, "permuted, compensated": (None, True, True)} if pattern else found
+    mse = usm.QuantizationConfig(bits, scale="mse")
+    found = {"absmax": (usm.QuantizationConfig(bits), False, False), "mse": (mse, False, False)}
+    permute = pattern is not None
+    found["compensated"] = (mse, permute, True)
+    if bits < 4:
+        found["compensated, midrise"] = (mse.replace(codebook="midrise"), permute, True)
+        found["compensated, asymmetric"] = (mse.replace(codebook="asymmetric"), permute, True)
+    return found
+
+
+def compressed(usm, float_model, quantization, pattern, permute, clever, calibration):
+    """Return one compressed copy, nothing trained."""
+    if quantization is None and pattern is None:
+        return float_model
+    if permute:
+        sparse = usm.compress(float_model, {**LEFT_OUT, "encoder/": (None, pattern)})
+        usm.permute_channels(sparse)
+        float_model = sparse
+    model = usm.compress(float_model, {**LEFT_OUT, "encoder/": (quantization, pattern)})
+    if clever:
+        usm.one_shot(model, calibration)
+    elif pattern is not None:
+        usm.update_masks(model)
+    return model
+
+
+def calibration_batch(task, utterances, frames):
+    """Return one batch of training features, the recordings nearest to `frames` frames, cut or padded to that."""
+    import numpy as np
+
+    nearest = sorted(task.utterances["train"], key=lambda utterance: abs(100 * utterance.duration - frames))
+    rows = [np.asarray(task.frontend(task.audio(utterance)[None]))[0, :frames] for utterance in nearest[:utterances]]
+    features = np.zeros((len(rows), frames, rows[0].shape[1]), np.float32)
+    for row, values in zip(features, rows, strict=True):
+        row[: len(values)] = values
+    return {"features": features, "lengths": np.array([len(values) for values in rows])}
+
+
+def size_of(usm, model):
+    """Whole-file bytes of the packed form."""
+    with tempfile.TemporaryDirectory() as folder:
+        return os.path.getsize(usm.save_packed(model, os.path.join(folder, "model.usm")))
+
+
+def measure(usm, task, float_model, float_texts, bits, pattern, calibration):
+    """Return one cell as a dict."""
+    models, dev = {}, {}
+    for name, way in ways(usm, bits, pattern).items():
+        models[name] = compressed(usm, float_model, way[0], pattern, *way[1:], calibration)
+        references, texts = task.transcribe(models[name].predict_on_batch, "dev")
+        dev[name] = usm.error_rates(references, texts).wer
+        print(f"  dev {name:26} {dev[name]:7.2%}", flush=True)
+    plain, best = next(iter(dev)), min(dev, key=dev.get)
+    cell = {"bits": bits, "pattern": pattern, "dev": dev, "best": best}
+    for kind, name in (("plain", plain), ("chosen", best)):
+        references, texts = task.transcribe(models[name].predict_on_batch, "test")
+        rates = usm.error_rates(references, texts)
+        cell[kind] = {"way": name, "wer": rates.wer, "words": rates.words}
+        if texts != float_texts:
+            change = usm.paired_bootstrap(references, float_texts, texts)
+            cell[kind] |= {"relative_change": change.relative_change, "interval": [change.low, change.high]}
+    table = usm.report(models[best])
+    cell["bits_per_weight"] = table.kernel_bits_per_weight if bits or pattern else 32.0
+    cell["packed_bytes"], cell["float32_bytes"] = size_of(usm, models[best]), table.float32_bytes
+    return cell
+
+
+def as_markdown(content):
+    """The table for readers."""
+    lines = [
+        f"Post-training compression of a `{content['preset']}` recogniser on {content['corpus']}, test WER (dev chose "
+        "the way), 95 % interval of the relative change against the float model from 10,000 paired draws.",
+        "",
+        "| bits | N:M | absmax, magnitude | best way | | relative | bits/weight | packed file, of FP32 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in content["cells"]:
+        plain, best = cell["plain"], cell["chosen"]
+        change = "-"
+        if "interval" in best:
+            low, high = best["interval"]
+            change = f"{best['relative_change']:+.1%} ({low:+.1%} to {high:+.1%})"
+        lines.append(
+            f"| {cell['bits'] or 'float'} | {cell['pattern'] or 'dense'} | {plain['wer']:.2%} | {best['wer']:.2%} | "
+            f"{best['way']} | {change} | {cell['bits_per_weight']:.2f} | "
+            f"{cell['packed_bytes'] / cell['float32_bytes']:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    """Measure the cells that are missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--float-model", required=True, help=".keras file of a trained float recogniser")
+    parser.add_argument("--data", required=True, help="folder or name of the corpus it was trained on")
+    parser.add_argument("--utterances", type=int, default=128, help="training recordings to calibrate with")
+    parser.add_argument("--frames", type=int, default=300, help="10 ms frames of each of them")
+    args = parser.parse_args()
+
+    import keras
+
+    import keras_usm_lite as usm
+    from keras_usm_lite.data.manifest import replacing
+
+    corpus = usm.data.open_corpus(args.data)
+    task = usm.data.SpeechTask.prepare(corpus)
+    float_model = keras.models.load_model(args.float_model)
+    with open(args.float_model, "rb") as file:
+        checksum = hashlib.sha256(file.read()).hexdigest()[:16]
+    path = os.path.join(RESULTS, "post_training_grid.json")
+    content = {
+        "command": f"python benchmarks/post_training_grid.py --float-model float.keras --data {corpus.name} "
+        f"--utterances {args.utterances} --frames {args.frames}",
+        "corpus": corpus.name,
+        "float_model": checksum,
+        "preset": getattr(float_model, "preset", "unknown"),
+        "versions": {"keras": keras.__version__, "python": platform.python_version()},
+        "cells": [],
+    }
+    if os.path.exists(path):
+        with open(path) as file:
+            before = json.load(file)
+        if before["float_model"] != checksum or before["command"] != content["command"]:
+            raise SystemExit(f"{path} is of another model or command. Move it away to measure this one.")
+        content = before
+    calibration = calibration_batch(task, args.utterances, args.frames)
+    _, float_texts = task.transcribe(float_model.predict_on_batch, "test")
+    done = {(cell["bits"], cell["pattern"]) for cell in content["cells"]}
+    for bits in BITS:
+        for pattern in PATTERNS:
+            if (bits, pattern) in done:
+                continue
+            print(f"{bits or 'float'} {pattern or 'dense'}", flush=True)
+            content["cells"].append(measure(usm, task, float_model, float_texts, bits, pattern, calibration))
+            with replacing(path) as temporary:
+                with open(temporary, "w") as file:
+                    json.dump(content, file, indent=1)
+    with replacing(path.replace(".json", ".md")) as temporary:
+        with open(temporary, "w") as file:
+            file.write(as_markdown(content))
+    print(as_markdown(content))
+
+
+if __name__ == "__main__":
+    main()

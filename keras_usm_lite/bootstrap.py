@@ -1,0 +1,129 @@
+"""Is one recogniser better than another, or did the test set decide? A paired bootstrap over utterances."""
+
+import dataclasses
+
+import jiwer
+import numpy as np
+
+from keras_usm_lite.error_rates import comparable_texts
+
+_CHUNK = 2**20  # resampled utterances held in memory at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedBootstrap:
+    """The relative change of the word error rate from recogniser a to recogniser b.
+
+    Attributes:
+        wer_a: word error rate of a, a fraction.
+        wer_b: word error rate of b, a fraction.
+        relative_change: `wer_b / wer_a - 1`; negative if b is better.
+        low: lower end of the 95 % interval of `relative_change`.
+        high: upper end of the 95 % interval of `relative_change`.
+        p_value: two-sided p-value of "there is no change".
+        utterances: number of utterances.
+        draws: number of resampled test sets.
+    """
+
+    wer_a: float
+    wer_b: float
+    relative_change: float
+    low: float
+    high: float
+    p_value: float
+    utterances: int
+    draws: int
+
+    def __str__(self):
+        return (
+            f"WER {100 * self.wer_a:.2f} % -> {100 * self.wer_b:.2f} %: "
+            f"{100 * self.relative_change:+.1f} % relative, "
+            f"95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f} %, "
+            f"p = {self.p_value:.2g} ({self.utterances} utterances, {self.draws} draws)"
+        )
+
+
+def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0):
+    """Resamples the utterances of a test set to see how sure the WER change from a to b is.
+
+    Each draw takes as many utterances as there are, with replacement and the same ones for a and b, and
+    computes `change = errors_b / errors_a - 1` over them (the number of reference words cancels). The
+    interval spans the 2.5 and 97.5 % quantiles of the changes; with `n` draws the p-value is
+    `min(1, 2 (1 + min(#{change <= 0}, #{change >= 0})) / (1 + n))`. Utterances are taken to be independent;
+    if few speakers said many utterances each, the truth is less sure than the interval says.
+
+    Source: M. Bisani and H. Ney, "Bootstrap estimates for confidence intervals in ASR performance
+    evaluation", ICASSP 2004.
+
+    Args:
+        references: list of the texts that were spoken.
+        hypotheses_a: list of the texts that recogniser a, the baseline, found.
+        hypotheses_b: list of the texts that recogniser b found.
+        draws: number of resampled test sets.
+        seed: seed of the resampling.
+
+    Returns:
+        The `PairedBootstrap`.
+
+    Raises:
+        ValueError: if `draws` is below 1, the lists differ in length, a reference is empty, or a makes no
+            errors.
+
+    Example:
+        >>> spoken, found_a, found_b = ["one two", "three"], ["one", "four"], ["one too", "three"]
+        >>> result = paired_bootstrap(spoken * 50, found_a * 50, found_b * 50)
+        >>> result.relative_change
+        -0.5
+        >>> result.low < -0.5 < result.high < 0
+        True
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}. Some thousands are usual.")
+    errors_a, words = _errors_and_words(references, hypotheses_a)
+    errors_b, _ = _errors_and_words(references, hypotheses_b)
+    if not errors_a.any():
+        raise ValueError("Recogniser a makes no errors, so no change relative to it is defined. Swap a and b.")
+
+    rng = np.random.default_rng(seed)
+    utterances = len(words)
+    rows = max(1, _CHUNK // utterances)
+    changes = np.concatenate(
+        [
+            _resampled_changes(errors_a, errors_b, rng.integers(utterances, size=(min(rows, draws - done), utterances)))
+            for done in range(0, draws, rows)
+        ]
+    )
+    # A draw in which a makes no errors can have an infinite change: pick quantiles, do not interpolate.
+    low, high = np.quantile(changes, [0.025, 0.975], method="inverted_cdf")
+    rarer_side = min(np.count_nonzero(changes <= 0), np.count_nonzero(changes >= 0))
+    return PairedBootstrap(
+        wer_a=float(errors_a.sum() / words.sum()),
+        wer_b=float(errors_b.sum() / words.sum()),
+        relative_change=float(errors_b.sum() / errors_a.sum() - 1),
+        low=float(low),
+        high=float(high),
+        p_value=min(1.0, 2 * (1 + rarer_side) / (1 + draws)),
+        utterances=utterances,
+        draws=draws,
+    )
+
+
+def _errors_and_words(references, hypotheses):
+    """Returns the number of word errors and of reference words of each utterance, as two arrays."""
+    output = jiwer.process_words(*comparable_texts(references, hypotheses))
+    errors = [
+        sum(
+            max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+            for chunk in alignment
+            if chunk.type != "equal"
+        )
+        for alignment in output.alignments
+    ]
+    return np.array(errors), np.array([len(words) for words in output.references])
+
+
+def _resampled_changes(errors_a, errors_b, picks):
+    """Returns the relative change of each row of picks; where neither side has errors, it is no change."""
+    sum_a, sum_b = errors_a[picks].sum(axis=1), errors_b[picks].sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sum_a == sum_b, 0.0, sum_b / sum_a - 1)

@@ -1,0 +1,142 @@
+"""`NMPruning`: when N:M masks are made, fade in, and freeze."""
+
+import warnings
+
+from keras_usm_lite.callbacks.mask_schedules import FADES, Shots, TfmotSchedule, fade
+from keras_usm_lite.callbacks.step_callback import StepCallback
+from keras_usm_lite.compression import compressed_layers
+from keras_usm_lite.core.nm_mask import nm_violations
+
+
+class NMPruning(StepCallback):
+    """Make the N:M masks of all sparse layers of the model: once, in a few shots, step by step, or fading in.
+
+    * One-shot and few-shot: shot `i` happens before training step `start_step + i * interval`, for `i < num_shots`;
+      afterwards the masks stay.
+    * `gradual` (structure decay): early shots prune less, shot `i` of `S` keeps
+      `n_i = n + ceil((m - 1 - n) (1 - i / (S - 1)))` of `m`, so that 1:4 in three shots goes 3:4, 2:4, 1:4.
+    * `decay` (mask decay): pruned weights are not zero at once but fade, `w (mask + (1 - mask) beta_t)`, with
+      `beta_t = 1 - t / decay_steps` or `exp(-5 t / decay_steps)`, `t` steps after the first mask; the gradient goes to
+      all weights in the same measure. After `decay_steps` they are zero.
+    * Layers with `SparsityConfig(every_step=True)` make their own masks in every step; `freeze_step` ends that.
+
+    All state is in the layers and in the optimizer's step count, so an interrupted training continues with the same
+    masks.
+
+    Args:
+        start_step: training step before which the first mask is made; the model is dense until then.
+        num_shots: number of times the masks are made.
+        interval: training steps between two shots.
+        gradual: prune step by step instead of to the final pattern at once.
+        decay: None, "linear" or "exponential".
+        decay_steps: steps after which pruned weights are gone.
+        freeze_step: step from which on every-step masks stay; None: never.
+        schedule: instead of the first four, a tfmot pruning schedule (`PolynomialDecay`, `ConstantSparsity`). tfmot
+            counts zeros: its final sparsity 0.75 is our 1:4. A layer is never pruned beyond its own N:M.
+
+    Raises:
+        ValueError: a number below its minimum, arguments that exclude each other, or a model without sparse layers.
+
+    Source: arXiv 2312.08553 and google/praxis `sparsity_modes.py` (one-shot, few-shot); structure decay and mask decay:
+    arXiv 2209.07617.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_usm_lite as usm
+    >>> model = keras.Sequential([keras.Input((8,)), usm.NMSparseDense(2, "2:4")])
+    >>> model.compile("sgd", "mse")
+    >>> history = model.fit(np.ones((4, 8)), np.ones((4, 2)), verbose=0, callbacks=[NMPruning()])
+    >>> float(np.mean(model.layers[0].mask))
+    0.5
+    """
+
+    def __init__(
+        self,
+        start_step=0,
+        num_shots=1,
+        interval=1,
+        gradual=False,
+        decay=None,
+        decay_steps=0,
+        freeze_step=None,
+        schedule=None,
+    ):
+        super().__init__()
+        minimum = {"start_step": (start_step, 0), "num_shots": (num_shots, 1), "interval": (interval, 1)}
+        if decay not in FADES:
+            raise ValueError(f"decay={decay!r} is not known; choose one of {FADES}.")
+        minimum["decay_steps"] = (decay_steps, 0 if decay is None else 1)
+        minimum["freeze_step"] = (0 if freeze_step is None else freeze_step, 0)
+        for name, (value, least) in minimum.items():
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        shots = Shots(start_step, num_shots, interval, gradual)
+        if schedule is not None and shots != Shots():
+            raise ValueError("schedule replaces start_step, num_shots, interval and gradual; leave those out.")
+        self.shots = shots if schedule is None else TfmotSchedule(schedule)
+        self.decay = decay
+        self.decay_steps = decay_steps
+        self.freeze_step = freeze_step
+
+    def on_train_begin(self, logs=None):
+        """Find the sparse layers and check that there are any to act on."""
+        layers = [layer for layer in compressed_layers(self.model) if layer.sparsity is not None]
+        self._own_masks = [layer for layer in layers if layer.sparsity.every_step]
+        self._layers = [layer for layer in layers if not layer.sparsity.every_step]
+        if not self._layers and (self.freeze_step is None or not self._own_masks):
+            raise ValueError(
+                "NMPruning found no layer whose mask it could make. Give layers sparsity='2:4' (or use usm.compress), "
+                "or drop the callback; layers with every_step=True need it for freeze_step only."
+            )
+        self._done, self._frozen, self._fading = None, False, True
+
+    def on_step(self, step):
+        """Make the masks if one is due, or was due before this training began; let pruned weights fade."""
+        self._freeze(step)
+        due = self.shots.latest(step)
+        if due is None:
+            return
+        if due != self._done:
+            self._done = due
+            self.synchronize()
+            if step - due < self._steps_per_call() or self._missed(due):
+                self.flips = sum(layer.update_mask(n=self.shots.kept(layer.sparsity, due)) for layer in self._layers)
+        if self.decay is not None:
+            self._fade(step)
+
+    def _fade(self, step):
+        """Set what is left of pruned weights; after `decay_steps` there is nothing more to do."""
+        passed = step - self.shots.first
+        if not self._fading and passed >= self.decay_steps + self._steps_per_call():
+            return
+        self._fading = passed < self.decay_steps
+        self.synchronize()
+        for layer in self._layers:
+            layer.mask_fade.assign(fade(self.decay, passed, self.decay_steps))
+
+    def _freeze(self, step):
+        if self.freeze_step is None or self._frozen or step < self.freeze_step:
+            return
+        self._frozen = True
+        self.synchronize()
+        for layer in self._own_masks:
+            layer.mask_frozen.assign(1.0)
+
+    def on_train_end(self, logs=None):
+        """Warn if the training ended while pruned weights were still fading."""
+        if self.decay is not None and self._fading and self._done is not None:
+            warnings.warn(
+                f"The training ended before pruned weights had faded: decay_steps={self.decay_steps} from step "
+                f"{self.shots.first} on. The model is not sparse yet. Train on, or choose fewer decay_steps.",
+                stacklevel=2,
+            )
+
+    def _missed(self, due):
+        """True if a mask is denser than after this shot: the optimizer has counted past it without this callback."""
+        return any(
+            int(nm_violations(layer.mask, self.shots.kept(layer.sparsity, due), layer.sparsity.m))
+            for layer in self._layers
+        )
+
+    def _steps_per_call(self):
+        return getattr(self.model, "steps_per_execution", 1) or 1

@@ -1,0 +1,243 @@
+"""`compress`: any Keras 3 model, with some of its layers made low-bit and N:M sparse."""
+
+import re
+
+import keras
+from keras import ops
+
+from keras_usm_lite.layers.compressed_kernel import CompressedKernel
+from keras_usm_lite.layers.compressed_layer import CompressedLayer
+from keras_usm_lite.layers.kernel_kinds import WRAPPABLE, fit_problem, kernel_view, layer_kind
+from keras_usm_lite.layers.quant_dense import QuantDense
+from keras_usm_lite.models.compressed_model import CompressedModel
+from keras_usm_lite.quantization_config import QuantizationConfig
+from keras_usm_lite.rewrite import GRAPHS, layer_path, rewrite, walk_layers
+from keras_usm_lite.sparsity_config import SparsityConfig
+
+DENSE_ARGUMENTS = (
+    "name", "trainable", "dtype", "units", "activation", "use_bias", "kernel_initializer", "bias_initializer",
+    "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint",
+)  # fmt: skip
+
+
+TARGETS = (None, "litert")
+
+
+def compress(model, rules, target=None):
+    """Return a copy of a model whose layers named by `rules` multiply by compressed kernels.
+
+    The copy has the same weights, inputs and outputs, and is not compiled. Masks start dense: fine-tune with
+    `callbacks.NMPruning`, or prune at once with `update_masks`. What no rule touched is listed by `report`.
+
+    Args:
+        model: a built Keras 3 model: functional, Sequential, subclassed, nested. Its layers are copied through
+            `get_config`, as saving and loading does; a `train_step` of its own does not come with them.
+        rules: `{regex: (quantization, sparsity)}`. The regex is searched in the layer's path, such as
+            "usm_for_ctc/encoder/block_0/conv/expand"; the first match wins. Quantization and sparsity are shorthands,
+            configs or None; `(None, None)` leaves the layer as it is. Layers that can be compressed are Dense,
+            EinsumDense (so MultiHeadAttention), Conv1D/2D/3D, DepthwiseConv1D/2D, Embedding and subclasses of these
+            but Dense.
+        target: None, or "litert": refuse what LiteRT cannot run at the width asked for.
+
+    Returns:
+        A model. Where the changed layers belong to a subclassed model or layer, whose own configuration does not
+        mention them, the result is a `CompressedModel`, which remembers the rules and saves and loads like any model.
+
+    Raises:
+        ValueError: a model that is not built, a rule that is not understood or matches nothing, layers that a rule's
+            compression does not fit or the target cannot run (all of them at once, with the reasons), or a layer held
+            in something else than attributes, lists, tuples and dicts.
+
+    Source: arXiv 2312.08553, section 3 (which layers of a Conformer are compressed).
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="hidden"), keras.layers.Dense(2)])
+    >>> small = compress(model, {"hidden": ("int4", "2:4")})
+    >>> [type(layer).__name__ for layer in small.layers]
+    ['QuantDense', 'Dense']
+    """
+    patterns = _parse_rules(rules)
+    if target not in TARGETS:
+        raise ValueError(f"target={target!r} is not known; choose one of {TARGETS}.")
+    if not model.built:
+        raise ValueError(f"Model {model.name!r} is not built; call it on a batch, or build() it, before compress().")
+    layers = _compressible_layers(model)
+    known = [layer_path(layer) for layer in layers]
+    chosen = [next((number for number, pattern in enumerate(patterns) if pattern.search(path)), None) for path in known]
+    unused = [pattern.pattern for number, pattern in enumerate(patterns) if number not in chosen]
+    if unused:
+        raise ValueError(
+            f"No compressible layer matches {unused}. Layers that can be compressed: {known[:20]}"
+            f"{' ...' if len(known) > 20 else ''}."
+        )
+    _check_fit(layers, chosen, list(rules.values()), target)
+    return apply_rules(model, rules, chosen)
+
+
+def apply_rules(model, rules, chosen):
+    """Compress a model by rules whose layers are known already: the second half of `compress`.
+
+    A `CompressedModel` comes back from a file through this, because Keras does not give every layer the path it had.
+
+    Args:
+        model: a built Keras model.
+        rules: as for `compress`.
+        chosen: for every layer that could be compressed, in model order, the number of its rule, or None.
+
+    Returns:
+        A model, as `compress`.
+
+    Raises:
+        ValueError: `chosen` is for another model.
+    """
+    layers = _compressible_layers(model)
+    if len(layers) != len(chosen):
+        raise ValueError(
+            f"Model {model.name!r} has {len(layers)} layers that can be compressed, but had {len(chosen)} when it was "
+            "compressed. Load it with the same model code."
+        )
+    pairs = [_resolve(pair) for pair in rules.values()]
+    plan = {
+        id(layer): (layer, *pairs[number])
+        for layer, number in zip(layers, chosen, strict=True)
+        if number is not None and pairs[number] != (None, None)
+    }
+    new_layers = []
+
+    def replace(layer):
+        if id(layer) not in plan:
+            return None
+        new_layers.append(_new_layer(*plan.pop(id(layer))))
+        return new_layers[-1], lambda new: _copy_weights(layer, new)
+
+    changed = rewrite(model, replace)
+    if plan:
+        raise ValueError(
+            f"Layers {[layer_path(layer) for layer, *_ in plan.values()]} are held where they cannot be exchanged. "
+            "Hold them in attributes, lists, tuples or dicts."
+        )
+    for layer in new_layers:
+        layer.update_scale()
+    if _remembers_its_layers(changed):
+        return changed
+    inner = changed.model if isinstance(changed, CompressedModel) else changed
+    return CompressedModel(inner, template=model, rules=rules, chosen=chosen)
+
+
+def update_masks(model):
+    """Recompute the N:M mask of every sparse layer of a model from its current kernel, at once.
+
+    Returns:
+        The number of mask entries that changed.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), QuantDense(2, sparsity="2:4")])
+    >>> update_masks(model)
+    8
+    """
+    return sum(layer.update_mask() for layer in compressed_layers(model) if layer.sparsity is not None)
+
+
+def compressed_layers(model):
+    """Return the layers of a model, nested ones included, that hold a compressed kernel.
+
+    Example:
+
+    >>> len(compressed_layers(keras.Sequential([keras.Input((8,)), QuantDense(2), keras.layers.Dense(2)])))
+    1
+    """
+    return [
+        layer
+        for layer in walk_layers(model)
+        if isinstance(layer, CompressedKernel) and (layer.quantization is not None or layer.sparsity is not None)
+    ]
+
+
+def _parse_rules(rules):
+    """Check the rules and return their patterns, compiled."""
+    if not isinstance(rules, dict) or not rules:
+        raise ValueError(f"rules must be a dict such as {{'block_.*': ('int4', '2:4')}}, got {rules!r}.")
+    patterns = []
+    for pattern, pair in rules.items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"Rule {pattern!r} must map to (quantization, sparsity), got {pair!r}.")
+        try:
+            patterns.append(re.compile(pattern))
+        except re.error as error:
+            raise ValueError(f"Rule {pattern!r} is not a regular expression: {error}.") from None
+        _resolve(pair)
+    return patterns
+
+
+def _resolve(pair):
+    return QuantizationConfig.resolve(pair[0]), SparsityConfig.resolve(pair[1])
+
+
+def _check_fit(layers, chosen, pairs, target):
+    """Raise one error that names every layer its rule does not fit."""
+    problems = {}  # by path: layers that share one have the same problem to mend
+    for layer, number in zip(layers, chosen, strict=True):
+        if number is None:
+            continue
+        quantization, sparsity = _resolve(pairs[number])
+        inner = layer.layer if isinstance(layer, CompressedLayer) else layer
+        if getattr(inner, "lora_enabled", False):
+            problems[layer_path(layer)] = "has LoRA enabled. Save the model and load it without LoRA, which merges them"
+            continue
+        kind, view = layer_kind(inner), kernel_view(inner)
+        problem = fit_problem(kind, view, quantization, sparsity)
+        if problem is None and target == "litert":
+            from keras_usm_lite.export.litert_kernel import litert_problem  # export stands above this module
+
+            problem = litert_problem(kind, quantization, sparsity, view.rows)
+            problem = None if problem is None else f"cannot run on LiteRT as {quantization}: {problem}"
+        if problem is not None:
+            problems[layer_path(layer)] = problem
+    if problems:
+        lines = "\n".join(f"  {path} {problem}." for path, problem in problems.items())
+        pattern = "|".join(problems)
+        raise ValueError(
+            f"{len(problems)} layers cannot be compressed as their rule says:\n{lines}\n"
+            f"To leave them as they are, put this rule first: {{{pattern!r}: (None, None)}}."
+        )
+
+
+def _compressible_layers(model):
+    layers = [layer for layer in walk_layers(model) if _can_compress(layer)]
+    inside = {id(layer.layer) for layer in layers if isinstance(layer, CompressedLayer)}
+    return [layer for layer in layers if id(layer) not in inside]
+
+
+def _can_compress(layer):
+    return type(layer) is keras.layers.Dense or isinstance(layer, (QuantDense, CompressedLayer, *WRAPPABLE))
+
+
+def _new_layer(layer, quantization, sparsity):
+    if not isinstance(layer, (keras.layers.Dense, QuantDense)):
+        inner = layer.layer if isinstance(layer, CompressedLayer) else layer
+        return CompressedLayer(type(inner).from_config(inner.get_config()), quantization, sparsity)
+    config = {key: value for key, value in layer.get_config().items() if key in DENSE_ARGUMENTS}
+    return QuantDense(**config, quantization=quantization, sparsity=sparsity)
+
+
+def _copy_weights(old, new):
+    """Give a compressed layer the weights of the layer it stands for."""
+    if isinstance(new, CompressedLayer):
+        new.layer.set_weights((old.layer if isinstance(old, CompressedLayer) else old).get_weights())
+        return
+    new.kernel.assign(ops.convert_to_numpy(old.kernel))  # through NumPy: two variables must not share a buffer on JAX
+    if old.use_bias:
+        new.bias.assign(ops.convert_to_numpy(old.bias))
+
+
+def _remembers_its_layers(model):
+    """True if rebuilding the model from its own configuration brings back the compressed layers."""
+    if not isinstance(model, GRAPHS):
+        return False
+    for layer in model.layers:
+        inside = [found for found in walk_layers(layer) if isinstance(found, CompressedKernel) and found is not layer]
+        if inside and not _remembers_its_layers(layer):
+            return False
+    return True

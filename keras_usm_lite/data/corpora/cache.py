@@ -1,0 +1,56 @@
+"""Where prepared corpora and downloads are kept, and how folders are written all or nothing."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+
+
+def cache_home(cache_dir=None):
+    """Returns the cache folder: `cache_dir`, else `$KERAS_USM_LITE_HOME`, else `~/.cache/keras_usm_lite`.
+
+    Example:
+
+    >>> import os
+    >>> cache_home("/data/cache") == os.path.abspath("/data/cache")
+    True
+    """
+    chosen = cache_dir or os.environ.get("KERAS_USM_LITE_HOME") or "~/.cache/keras_usm_lite"
+    return os.path.abspath(os.path.expanduser(os.fspath(chosen)))
+
+
+@contextlib.contextmanager
+def replacing_folder(folder):
+    """Yields a new temporary folder that becomes `folder` when the block succeeds and vanishes when it fails.
+
+    Args:
+        folder: The folder to write; one that exists already is replaced.
+
+    Example:
+
+    >>> import os, tempfile
+    >>> folder = os.path.join(tempfile.mkdtemp(), "corpus")
+    >>> with replacing_folder(folder) as temporary:
+    ...     open(os.path.join(temporary, "train.tsv"), "w").close()
+    ...     os.path.exists(folder)
+    False
+    >>> os.listdir(folder)
+    ['train.tsv']
+    """
+    parent, name = os.path.split(os.path.abspath(folder))
+    os.makedirs(parent, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix=f".{name}-", suffix=".partial", dir=parent)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)  # mkdtemp makes it private
+        if os.path.exists(folder):
+            # A folder cannot be renamed onto a full one, so the old one steps aside into the new one's name.
+            old = tempfile.mkdtemp(prefix=f".{name}-", suffix=".old", dir=parent)
+            os.replace(folder, os.path.join(old, name))
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,162 @@
+"""Features computed once, kept in one file, read back through a memory map."""
+
+import contextlib
+import json
+import os
+import warnings
+import zlib
+
+import keras
+import numpy as np
+
+from keras_usm_lite.data.audio import load_audio
+from keras_usm_lite.data.manifest import replacing
+
+
+class FeatureCache:
+    """The features of a list of utterances, computed on first use and read from disk afterwards.
+
+    The frames of all utterances lie one after the other in `path`, as raw little-endian numbers of type
+    `dtype`; `path + ".json"` names the utterances in order, their frame counts, the key, the size and the
+    CRC-32 checksum. If key, type, utterances (path and duration) and checksum agree, the file is used as it
+    is, otherwise it is built anew; a damaged file is reported with a warning first. Building streams to disk
+    and the files get their names only when complete, so an interrupted build leaves nothing behind.
+
+    Args:
+        utterances: List of `Utterance`.
+        extract: Function from float32 audio `[n]` at 16 kHz to features `[frames, bins]`, `frames >= 1`.
+        path: Path of the data file; its folder is made if missing.
+        key: String that names the feature settings. Change it whenever `extract` changes.
+        dtype: Stored type, "float16" or "float32".
+        verbose: 1 shows a progress bar while building, 0 shows nothing.
+
+    Attributes:
+        num_frames: Frame counts of the utterances, int64 `[len(cache)]`.
+
+    Raises:
+        ValueError: No utterances, another `dtype`, or features of a wrong shape or not finite in `dtype`.
+        AudioError: An audio file cannot be read.
+        OSError: The files cannot be written, for example because the disk is full.
+
+    Example:
+    >>> import os, tempfile
+    >>> from keras_usm_lite.data.audio import write_wav
+    >>> from keras_usm_lite.data.manifest import Utterance
+    >>> folder = tempfile.mkdtemp()
+    >>> write_wav(os.path.join(folder, "a.wav"), np.zeros(1600))
+    >>> utterances = [Utterance(os.path.join(folder, "a.wav"), 0.1, "hm", "anna")]
+    >>> extract = lambda audio: audio.reshape(-1, 160)
+    >>> cache = FeatureCache(utterances, extract, os.path.join(folder, "cache.bin"), "raw-160", verbose=0)
+    >>> len(cache), cache[0].shape, cache.num_frames.tolist()
+    (1, (10, 160), [10])
+    """
+
+    def __init__(self, utterances, extract, path, key, dtype="float16", verbose=1):
+        if not utterances:
+            raise ValueError("There are no utterances to cache features of; pass at least one.")
+        if dtype not in ("float16", "float32"):
+            raise ValueError(f'dtype is {dtype!r}; allowed are "float16" and "float32".')
+        self._path = os.path.abspath(path)
+        self._settings = {
+            "key": key,
+            "dtype": dtype,
+            "utterances": [[u.path, float(u.duration)] for u in utterances],
+        }
+        index = self._open()
+        if index is None:
+            index = self._build(utterances, extract, verbose)
+        self.num_frames = np.array(index["num_frames"], dtype=np.int64)
+        self._offsets = np.cumsum(self.num_frames) - self.num_frames
+        shape = (int(self.num_frames.sum()), index["bins"])
+        self._data = np.memmap(self._path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r", shape=shape)
+
+    def __len__(self):
+        return len(self.num_frames)
+
+    def __getitem__(self, index):
+        """Returns the features of one utterance, float32 `[frames, bins]`."""
+        index = range(len(self))[index]
+        start = self._offsets[index]
+        return np.array(self._data[start : start + self.num_frames[index]], dtype=np.float32)
+
+    @property
+    def _index_path(self):
+        return self._path + ".json"
+
+    def _open(self):
+        """Returns the index if the files hold what is asked for, otherwise None."""
+        if not os.path.exists(self._index_path):
+            return None
+        try:
+            with open(self._index_path, encoding="utf-8") as file:
+                index = json.load(file)
+            if any(index[name] != value for name, value in self._settings.items()):
+                return None
+            size = os.path.getsize(self._path)
+            wanted = sum(index["num_frames"]) * index["bins"] * np.dtype(index["dtype"]).itemsize
+            if not size == wanted == index["size"]:
+                raise ValueError(f"it has {size} bytes, its index asks for {wanted}")
+            if _file_crc32(self._path) != index["crc32"]:
+                raise ValueError("the checksum does not agree")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"The feature cache {self._path} is damaged and will be built anew: {error}", stacklevel=3)
+            return None
+        return index
+
+    def _build(self, utterances, extract, verbose):
+        try:
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            # The index goes first and comes last: without it the data file counts for nothing.
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self._index_path)
+            with replacing(self._path) as temporary, open(temporary, "wb") as file:
+                index = self._settings | self._write_features(file, utterances, extract, verbose)
+            with replacing(self._index_path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                json.dump(index, file)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"Could not build the feature cache ({error.strerror or error}); "
+                "free space or choose a writable folder",
+                self._path,
+            ) from error
+        return index
+
+    def _write_features(self, file, utterances, extract, verbose):
+        progress = keras.utils.Progbar(len(utterances), verbose=verbose, unit_name="utterance", interval=2)
+        num_frames, bins, size, crc32 = [], None, 0, 0
+        for number, utterance in enumerate(utterances, start=1):
+            features = self._extract(utterance, extract, bins)
+            bins = features.shape[1]
+            block = features.tobytes()
+            file.write(block)
+            num_frames.append(len(features))
+            size += len(block)
+            crc32 = zlib.crc32(block, crc32)
+            progress.update(number)
+        return {"num_frames": num_frames, "bins": bins, "size": size, "crc32": crc32}
+
+    def _extract(self, utterance, extract, bins):
+        features = np.asarray(extract(load_audio(utterance.path)))
+        if features.ndim != 2 or not features.size or features.shape[1] != (bins or features.shape[1]):
+            raise ValueError(
+                f"{utterance.path}: extract gave features of shape {features.shape}; "
+                f"allowed is [frames >= 1, {bins or 'bins >= 1'}]. Correct extract or drop the utterance."
+            )
+        dtype = self._settings["dtype"]
+        with np.errstate(over="ignore"):
+            stored = features.astype(np.dtype(dtype).newbyteorder("<"))
+        if not np.isfinite(stored).all():
+            raise ValueError(
+                f"{utterance.path}: the features are not finite as {dtype}; the largest magnitude is "
+                f'{np.abs(features).max()}. Correct extract, or pass dtype="float32" if they are only large.'
+            )
+        return stored
+
+
+def _file_crc32(path):
+    crc32 = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            crc32 = zlib.crc32(block, crc32)
+    return crc32

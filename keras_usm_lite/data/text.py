@@ -1,0 +1,34 @@
+"""The one normalisation that transcripts go through before training and before scoring."""
+
+import re
+import unicodedata
+
+# Left and right single quotation mark, reversed quotation mark, modifier letter apostrophe.
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u02bc", "'"))
+
+
+def normalize_text(text):
+    """Reduces a text to what is spoken: lower-case words separated by single spaces.
+
+    In this order: Unicode NFKC; lower case (and NFKC again, since lower-casing can undo it); typographic
+    apostrophes become `'`; everything but letters, combining marks, decimal digits, `'` and `_` becomes a
+    space; runs of spaces become one; spaces at the ends go. Normalising twice changes nothing more.
+
+    Args:
+        text: Any string.
+
+    Returns:
+        The normalised string, possibly empty.
+
+    Example:
+    >>> normalize_text("  Don\u2019t PANIC \u2014 it\u2019s only 3 o'clock!")
+    "don't panic it's only 3 o'clock"
+    """
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
+    return re.sub(" +", " ", "".join(c if _is_kept(c) else " " for c in text)).strip(" ")
+
+
+def _is_kept(character):
+    category = unicodedata.category(character)
+    return category[0] in "LM" or category == "Nd" or character in "'_"

@@ -1,0 +1,1 @@
+"""Export: SavedModel and LiteRT files with the compressed kernels in them."""

@@ -1,0 +1,147 @@
+"""`export_litert`: a `.tflite` file whose kernels are the integers that were trained."""
+
+import contextlib
+import functools
+import io
+import os
+import re
+import tempfile
+import warnings
+
+import keras
+
+from keras_usm_lite.data.manifest import replacing
+from keras_usm_lite.export.litert_integers import check_integers, litert_kernels, match_kernels
+from keras_usm_lite.export.litert_kernel import litert_layer
+from keras_usm_lite.export.litert_weights import read_litert_weights
+from keras_usm_lite.export.serving import num_mel_bins, require_tensorflow, serving_model
+from keras_usm_lite.export.verify import require_utterances, verify_litert
+from keras_usm_lite.models.compressed_model import CompressedModel
+from keras_usm_lite.rewrite import GRAPHS, rewrite
+
+
+def export_litert(
+    model, path, sample_rate_input=None, batch=1, length=None, frontend=None, verify=None, tokenizer=None
+):
+    """Write a recogniser as a `.tflite` file that runs its kernels as 2, 4 or 8 bit integers.
+
+    The compressed kernels are baked into plain Dense layers, exported by Keras, and turned back into integers by
+    ai-edge-quantizer, which is given the trained scales; the integers in the finished file are read back and compared
+    with the trained ones. At run time LiteRT quantizes activations to int8 per token ("dynamic range"), which is the
+    only difference to the Keras model.
+
+    LiteRT has dense kernels for 2, 4 and 8 bits, convolutions for 4 and 8, depthwise convolutions for 8, with one scale
+    per output channel. Other kernels are stored in the next width that holds their integers, with a warning; embedding
+    tables stay float. Dense asymmetric and midrise codes keep their width: what their integers lack is added as a
+    rank-1 correction (`OffsetDense`). N:M sparsity changes neither size nor speed of a `.tflite` file; it shows in the
+    compressed download and in `save_packed`.
+
+    Args:
+        model: `USMForCTC` or its compressed copy; or any other built Keras model, which keeps its own inputs.
+        path: file to write, ending in ".tflite".
+        sample_rate_input: None for log-mel features as input, 16000 for raw audio (front end inside the graph).
+        batch: rows per call, None for any number.
+        length: frames (or samples) per row, None for any number.
+        frontend: the `LogMel` the model was trained with, if it is not the default.
+        verify: a dataset on which the file is compared with the model before it gets its name, by `verify_litert` with
+            its usual tolerance; None compares the integers only.
+        tokenizer: for `verify`: turns labels into text; without it every label counts as a word.
+
+    Returns:
+        `path`.
+
+    Raises:
+        RuntimeError: the backend is not TensorFlow.
+        ParityError: the file does not hold the trained integers, or its WER on `verify` differs. Nothing is written.
+        ValueError: a path without ".tflite", or a kernel LiteRT cannot run: one with sub-channel scales, or one whose
+            integers, without their zero point, lie outside -127 to 127.
+    """
+    require_tensorflow("export_litert")
+    path = os.fspath(path)
+    if not path.endswith(".tflite"):
+        raise ValueError(f"path={path!r} must end in '.tflite'.")
+    if verify is not None:
+        require_utterances(verify)
+    kernels = litert_kernels(model)
+    for message in sorted({kernel.widened for kernel in kernels if kernel.widened}):
+        warnings.warn(f"{path}: stores {message}, the next width LiteRT can run.", stacklevel=2)
+    served = float_copy(model)
+    if num_mel_bins(served) is not None:
+        served = serving_model(served, sample_rate_input, batch, length, frontend)
+        served = keras.Model(served.input, {"logits": served.output}, name="serving")  # a dict names the output
+    elif sample_rate_input is not None or length is not None:
+        raise ValueError(
+            f"{type(model).__name__} {model.name!r} does not say how many mel bins it takes, so sample_rate_input and "
+            "length mean nothing to it: they are for USMForCTC and its copies. Leave them out."
+        )
+    gate = functools.partial(verify_litert, model, dataset=verify, tokenizer=tokenizer, frontend=frontend)
+    return write_litert(served, path, kernels, None if verify is None else gate)
+
+
+def float_copy(model):
+    """Return the copy of a model that is converted: float layers whose kernels are trained integers times scales."""
+    copy = rewrite(model, litert_layer)
+    return copy.model if isinstance(copy, CompressedModel) else copy
+
+
+def write_litert(served, path, kernels, gate=None):
+    """Convert a functional model made of `float_copy` layers, put the integers in, check them, and write the file.
+
+    Args:
+        served: functional model with float layers.
+        path: file to write.
+        kernels: `litert_kernels` of the compressed model.
+        gate: None, or a function that is given the path of the finished file and raises if it must not be kept.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ParityError: the file does not hold the trained integers.
+    """
+    content = _convert(served, kernels)
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(content)
+        check_integers(temporary, kernels)
+        if gate is not None:
+            gate(temporary)
+    return path
+
+
+def _convert(served, kernels):
+    """Return the content of the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        float_path = os.path.join(folder, "float.tflite")
+        served.export(float_path, format="litert", verbose=False, input_signature=_signature(served))
+        return _recover_integers(float_path, kernels)
+
+
+def _signature(served):
+    import tensorflow as tf
+
+    if not isinstance(served, GRAPHS) or len(served.inputs) > 1:
+        return None  # Keras makes one of the model's own structure of inputs
+    return [tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in served.inputs]
+
+
+def _recover_integers(float_path, kernels):
+    """Return the content of the quantized file; ai-edge-quantizer rounds the weights to the trained integers."""
+    quantized = [kernel for kernel in kernels if kernel.bits is not None]
+    if not quantized:
+        with open(float_path, "rb") as file:
+            return file.read()
+    from ai_edge_quantizer import qtyping, quantizer
+
+    converter = quantizer.Quantizer(float_path)
+    ranges = {}
+    for weight, kernel, factor in match_kernels(read_litert_weights(float_path), quantized):
+        converter.add_dynamic_config(
+            regex="^" + re.escape(weight.name) + ";",
+            operation_name=qtyping.TFLOperationName[weight.operation],
+            num_bits=kernel.bits,
+        )
+        ranges[weight.tensor] = kernel.integer_range(weight.shape, factor)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        result = converter.quantize(ranges, enable_progress_report=False, enable_progress_bar=False)
+    return bytes(result.quantized_model)

@@ -1,0 +1,47 @@
+"""`LiteRTRecognizer`: run an exported recogniser as a phone would."""
+
+import time
+
+import numpy as np
+
+from keras_usm_lite.decoding import greedy_decode
+
+
+class LiteRTRecognizer:
+    """A `.tflite` recogniser with a dynamic length: audio (or features) in, text out.
+
+    Args:
+        path: file written by `export_litert`.
+        tokenizer: turns label ids into text.
+        num_threads: threads of the interpreter.
+
+    Raises:
+        ImportError: `ai-edge-litert` is not installed.
+    """
+
+    def __init__(self, path, tokenizer, num_threads=1):
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.tokenizer = tokenizer
+        self.interpreter = Interpreter(str(path), num_threads=num_threads)
+        self._input = self.interpreter.get_input_details()[0]["index"]
+        self._output = self.interpreter.get_output_details()[0]["index"]
+        self._shape = None
+
+    def logits(self, inputs):
+        """Return the logits `[1, frames, vocabulary]` of one utterance, `[samples]` or `[frames, bins]`."""
+        batch = np.asarray(inputs, np.float32)[None]
+        if batch.shape != self._shape:
+            self.interpreter.resize_tensor_input(self._input, batch.shape)
+            self.interpreter.allocate_tensors()
+            self._shape = batch.shape
+        self.interpreter.set_tensor(self._input, batch)
+        self.interpreter.invoke()
+        return self.interpreter.get_tensor(self._output)
+
+    def transcribe(self, inputs):
+        """Return `(text, seconds)` of one utterance; the time includes the front end where the file holds it."""
+        start = time.perf_counter()
+        logits = self.logits(inputs)
+        seconds = time.perf_counter() - start
+        return self.tokenizer.decode(greedy_decode(logits)[0]), seconds

@@ -1,0 +1,1 @@
+"""Layers: compressed projections and the parts of a USM-style Conformer."""

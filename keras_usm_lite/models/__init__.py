@@ -1,0 +1,1 @@
+"""Models: the USM-style encoder and the CTC recogniser on top of it."""

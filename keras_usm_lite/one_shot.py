@@ -1,0 +1,113 @@
+"""`one_shot`: prune and quantize a trained model in one pass over calibration data, without training."""
+
+import numpy as np
+from keras import ops
+
+from keras_usm_lite.calibration import run_observed
+from keras_usm_lite.compression import compressed_layers
+from keras_usm_lite.core.optimal_brain import optimal_brain_surgeon
+from keras_usm_lite.core.quantize import dequantize, quantize
+from keras_usm_lite.rewrite import layer_path
+
+
+def one_shot(model, inputs, damping=0.01):
+    """Prune and quantize all compressed layers of a model at once, each making up for its own errors.
+
+    The batch flows through the model once. When it reaches a compressed layer, that layer's mask and integers are
+    chosen so that its outputs change as little as possible in the mean square over the batch
+    (`core.optimal_brain.optimal_brain_surgeon`); the batch flows on through the compressed layer, so later layers see
+    the inputs they will see in service. This is far better than magnitude pruning where there is no time to train.
+
+    Masks, latent kernels and scales are set in place; scales are frozen. Layers whose inputs are not a matrix
+    (convolutions, embeddings), or that the model does not call at serving time, get their usual mask and scale.
+
+    Args:
+        model: a built model with compressed layers, such as `compress` returns of a trained one.
+        inputs: one batch of calibration inputs, as the model takes them: some thousand frames, about ten times the
+            widest layer, of equal lengths, never from the test set.
+        damping: share of the mean square of the inputs added to each of them; more is more cautious.
+
+    Returns:
+        `{layer path: relative error of its output}`: `|x W - x W^|^2 / |x W|^2` over the batch.
+
+    Raises:
+        ValueError: no compressed layers, inputs that are not finite, fewer tokens than two, or a layer in a float
+            warm-up.
+
+    Source: SparseGPT (arXiv 2301.00774), section 3, which prunes and quantizes in the same pass.
+
+    Example:
+
+    >>> import keras, keras_usm_lite as usm
+    >>> layer = usm.QuantDense(4, "int4", sparsity="2:4")
+    >>> model = keras.Sequential([keras.Input((8,)), layer])
+    >>> errors = one_shot(model, np.random.default_rng(0).normal(size=(256, 8)))
+    >>> list(errors.values())[0] < 0.3, float(np.mean(layer.mask))
+    (True, 0.5)
+    """
+    if not damping > 0:
+        raise ValueError(f"damping must be positive, got {damping!r}; the usual value is 0.01.")
+    layers = compressed_layers(model)
+    if not layers:
+        raise ValueError(f"Model {model.name!r} has no compressed layers. Make a copy that has some with usm.compress.")
+    settled = {}
+
+    def observe(layer, tokens):
+        if id(layer) not in settled:  # a shared layer is settled by its first use
+            settled[id(layer)] = _settle(layer, tokens, damping)
+
+    run_observed(model, [inputs], {id(layer): observe for layer in layers})
+    errors = {}
+    for layer in layers:
+        path, number = layer_path(layer), 1
+        while path in errors:  # Keras does not give every layer a path of its own
+            number += 1
+            path = f"{layer_path(layer)}#{number}"
+        errors[path] = settled[id(layer)] if id(layer) in settled else _settle(layer, None, damping)
+    return errors
+
+
+def _settle(layer, tokens, damping):
+    """Choose mask, integers and scale of one layer; return the relative error of its output."""
+    if layer.quantization is not None and layer.active_bits > 8:
+        raise ValueError(
+            f"Layer {layer_path(layer)!r} is in a float warm-up. Finish the QuantizationSchedule, or compress anew."
+        )
+    if layer.sparsity is not None:
+        layer.update_mask()
+    if layer.quantization is not None:
+        layer.update_scale()
+        layer.freeze_scale()
+    before = ops.convert_to_numpy(layer.kernel_matrix()).astype(np.float64)
+    if tokens is None:
+        return float(np.sum((before - ops.convert_to_numpy(layer.effective_kernel())) ** 2) / np.sum(before**2))
+    if len(tokens) < 2 or not np.isfinite(tokens).all():
+        raise ValueError(
+            f"Layer {layer_path(layer)!r} sees {len(tokens)} tokens, which must be at least 2 and all finite."
+        )
+    tokens = tokens.astype(np.float64)
+    moment = tokens.T @ tokens / len(tokens)
+    pattern = {} if layer.sparsity is None else {"n": layer.sparsity.n, "m": layer.sparsity.m}
+    mask, weights = optimal_brain_surgeon(before, moment, rounded=_rounding(layer), damping=damping, **pattern)
+    if layer.sparsity is not None:
+        layer.mask.assign(mask)
+    layer.assign_matrix(weights)
+    change = ops.convert_to_numpy(layer.effective_kernel()) - before
+    return float(np.sum(change * (moment @ change)) / max(np.sum(before * (moment @ before)), 1e-30))
+
+
+def _rounding(layer):
+    """Return the function that rounds one row of the kernel to the layer's grid, or None for a float kernel."""
+    if layer.quantization is None:
+        return None
+    parts = [ops.convert_to_numpy(part) for part in layer.quantized_kernel()[1:]]
+    rows = layer.matrix_shape[0]
+    grids = [[part[group : group + 1] for part in parts] for group in range(len(parts[0]))]
+    layout = {"bits": layer.active_bits, "codebook": layer.quantization.codebook}
+
+    def rounded(row, weights):
+        grid = grids[row * len(grids) // rows]
+        weights = weights[None].astype(np.float32)
+        return ops.convert_to_numpy(dequantize(quantize(weights, *grid, **layout), *grid))[0]
+
+    return rounded

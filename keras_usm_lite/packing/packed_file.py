@@ -1,0 +1,239 @@
+"""`save_packed` and `load_packed`: a whole model in one small self-describing file."""
+
+import contextlib
+import copy
+import dataclasses
+import itertools
+import os
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_usm_lite.compression import compressed_layers
+from keras_usm_lite.data.manifest import replacing
+from keras_usm_lite.packing.packed_file_error import PackedFileError
+from keras_usm_lite.packing.packed_layer import PACKED_VARIABLES, describe, pack_layer, unpack_layer
+from keras_usm_lite.packing.packed_reader import DESCRIPTION, PackedReader, write_description
+from keras_usm_lite.packing.packed_variable import PackedVariable
+from keras_usm_lite.packing.precision import OTHERS, SCALES, reduce, restore
+from keras_usm_lite.packing.weight_budget import weight_budget
+from keras_usm_lite.rewrite import layer_path
+
+MASKS = ("enumerative", "positions")
+# A model may create so many times the weights of its file while it is rebuilt: a CompressedModel builds its template
+# first. The constants are for random states and counters, which are not stored.
+_REBUILD, _SPARE_VARIABLES, _SPARE_ELEMENTS = 4, 1000, 10_000
+
+
+def save_packed(model, path, archive=False, masks="enumerative", scales="float32", others="float32"):
+    """Write a model as one file: integer codes, N:M patterns and scales instead of float kernels.
+
+    The container is safetensors; its metadata holds the model's Keras configuration and a description of every array
+    (`docs/packed_format.md`). By default `load_packed` gives bit-identical effective kernels and logits. The same model
+    gives the same bytes. The file is written to a temporary name and renamed. Beside the model this takes the memory of
+    the file and of one float32 kernel.
+
+    Args:
+        model: a built Keras model with compressed layers.
+        path: file to write.
+        archive: entropy-coded codes and masks, for downloads: each layer's with a range coder or Zstandard, whichever
+            is smaller, a little above their zeroth-order entropy. Reloads as exactly, but takes longer and needs
+            `pip install 'keras_usm_lite[archive]'`.
+        masks: "enumerative" (near log2 C(M, N) bits per group) or "positions" (ceil(log2 M) bits per kept weight, the
+            paper's accounting and NVIDIA's metadata).
+        scales: "float32" (exact), "float16" or "bfloat16". Every weight of a layer moves by at most a factor
+            1 +- 2^-11 (float16) or 1 +- 2^-8 (bfloat16); a scale that the type cannot hold so well is refused.
+        others: float32 arrays that have no codes: embeddings, convolutions, biases, norms, kernels that are sparse
+            only. "float32" (exact); "float16", `|error| <= max(2^-11 |w|, 2^-25)`; "int8" with a float32 scale for
+            each index of the first axis (of each output channel for a sparse kernel), `|error| <= max|w| / 254` with
+            the maximum over that row, while vectors and scalars stay exact.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: a model that is not built, a mask that is not made yet, a schedule that has not finished, an unknown
+            choice, or a number that does not fit the chosen precision.
+        ImportError: `archive=True` without `constriction` and `zstandard`.
+
+    Example:
+
+    >>> import os, tempfile, keras_usm_lite as usm
+    >>> model = keras.Sequential([keras.Input((64,)), usm.QuantDense(64, "int4", sparsity="2:4")])
+    >>> _ = usm.update_masks(model)
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.usm")
+    >>> usm.load_packed(usm.save_packed(model, path)).count_params() == model.count_params()
+    True
+    """
+    _check_choices(masks=(masks, MASKS), scales=(scales, tuple(SCALES)), others=(others, OTHERS))
+    if archive and masks == "positions":
+        raise ValueError("archive=True codes the patterns of the masks; masks='positions' is for files without it.")
+    if not model.built:
+        raise ValueError(
+            f"Model {model.name!r} is not built, so it has no weights yet. Call it on a batch, or build() it."
+        )
+    entries, variables, tensors, packed = [], [], {}, set()
+    for layer in compressed_layers(model):
+        entry, arrays = pack_layer(layer, layer_path(layer), archive=archive, masks=masks, scales=scales, others=others)
+        entries.append(_add(entry, {f"/{key}": array for key, array in arrays.items()}, tensors))
+        packed |= _packed_variables(layer)
+    for variable in model.weights:
+        if id(variable) not in packed:
+            variables.append(_add(*_pack_variable(variable, others), tensors))
+    metadata = write_description(_model_config(model), entries, variables, tensors)
+    _write(path, tensors, metadata)
+    return path
+
+
+def load_packed(path, custom_objects=None):
+    """Rebuild the model of a packed file, an archive or not.
+
+    The effective kernels and the logits are bit-identical to those of the saved model unless `save_packed` was told to
+    round. Scales are frozen at their stored values. For training on, keep the `.keras` file instead: the latent float
+    kernels are not in a packed file.
+
+    The file is mapped and read layer by layer. It is trusted in nothing: every type, shape and checksum is verified,
+    and the model is built without weights to count them, before its weights take memory. The cap is four times what
+    the file describes (usually it is once; a `CompressedModel` builds its original first).
+
+    Args:
+        path: file written by `save_packed`.
+        custom_objects: classes of your own that the model contains, as in `keras.models.load_model`.
+
+    Returns:
+        The model, not compiled.
+
+    Raises:
+        PackedFileError: the file is truncated, damaged, not a packed file, newer than this library, or inconsistent.
+        FileNotFoundError: there is no such file.
+        ImportError: it is an archive, and `constriction` or `zstandard` is not installed.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no packed file {os.fspath(path)!r}.")
+    with _blaming(path):
+        file = PackedReader(path)
+        model = _rebuild(file, custom_objects)
+        _fill(model, file)
+    return model
+
+
+def _check_choices(**choices):
+    for name, (choice, allowed) in choices.items():
+        if choice not in allowed:
+            raise ValueError(f"{name}={choice!r} is not supported; choose one of {', '.join(map(repr, allowed))}.")
+
+
+def _pack_variable(variable, others):
+    array = np.ascontiguousarray(ops.convert_to_numpy(variable)).reshape(tuple(variable.shape))
+    try:
+        arrays = reduce(array, others)
+    except ValueError as error:
+        raise ValueError(f"Variable {variable.path!r}: {error}") from error
+    return PackedVariable(variable.path, array.shape, array.dtype.name, arrays[""].dtype.name), arrays
+
+
+def _add(described, arrays, tensors):
+    """Add arrays to `tensors` under names that are still free and return the description as a dict with its name."""
+    for number in itertools.count(1):
+        name = described.name if number == 1 else f"{described.name}#{number}"
+        named = {f"{name}{suffix}": array for suffix, array in arrays.items()}
+        if not named.keys() & {*tensors, DESCRIPTION}:
+            tensors.update(named)
+            fields = {**dataclasses.asdict(described), "name": name}
+            return {key: value for key, value in fields.items() if value is not None}
+
+
+def _model_config(model):
+    config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)
+    return config
+
+
+def _write(path, tensors, metadata):
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    with replacing(os.fspath(path)) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error}).") from error
+
+
+@contextlib.contextmanager
+def _blaming(path):
+    """Turn whatever goes wrong with the content of a file into a `PackedFileError` that names the file."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ImportError, MemoryError):
+        raise
+    except SafetensorError as error:
+        raise PackedFileError(f"{path}: not a readable safetensors file ({error}). It may be truncated.") from error
+    except PackedFileError as error:
+        raise PackedFileError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise PackedFileError(f"{path}: does not fit its own description: {error}") from error
+    except Exception as error:  # a description of the wrong form can fail anywhere
+        raise PackedFileError(f"{path}: does not fit its own description ({error!r}).") from error
+
+
+def _rebuild(file, custom_objects):
+    """Return the model with arbitrary weights, after building it once without any to see that they are not too many."""
+    described = [*file.layers, *file.variables]
+    elements = sum(part.elements for part in described)
+    # Seven variables make a compressed layer at most.
+    count = len(PACKED_VARIABLES) * len(file.layers) + len(file.variables)
+    budget = _REBUILD * count + _SPARE_VARIABLES, _REBUILD * elements + _SPARE_ELEMENTS
+    try:
+        try:
+            with weight_budget(*budget):
+                _deserialize(file.model, custom_objects)
+        except ValueError as error:
+            if "in a stateless scope" not in str(error):  # a class that makes variables of arrays cannot be tried out
+                raise
+        model = _deserialize(file.model, custom_objects)
+    except Exception as error:
+        raise PackedFileError(f"the model cannot be rebuilt from its description: {error}") from error
+    if not isinstance(model, keras.Layer):
+        raise PackedFileError(f"what is rebuilt from its description is a {type(model).__name__}, not a model.")
+    return model
+
+
+def _deserialize(config, custom_objects):
+    return keras.saving.deserialize_keras_object(copy.deepcopy(config), custom_objects=custom_objects)
+
+
+def _fill(model, file):
+    """Put every array where it belongs: layers and variables in the order of the model."""
+    layers = compressed_layers(model)
+    if len(layers) != len(file.layers):
+        raise PackedFileError(f"describes {len(file.layers)} compressed layers, but its model has {len(layers)}.")
+    packed = set()
+    for layer, entry in zip(layers, file.layers, strict=True):
+        for key, value in describe(layer).items():
+            if getattr(entry, key) != value:
+                raise PackedFileError(
+                    f"layer {entry.name!r} has {key}={getattr(entry, key)!r}, but its model has {value!r}."
+                )
+        try:
+            unpack_layer(layer, entry, file.layer_arrays(entry))
+        except ValueError as error:
+            raise PackedFileError(f"layer {entry.name!r}: {error}") from error
+        packed |= _packed_variables(layer)
+    variables = [variable for variable in model.weights if id(variable) not in packed]
+    if len(variables) != len(file.variables):
+        raise PackedFileError(f"describes {len(file.variables)} other variables, but its model has {len(variables)}.")
+    for variable, described in zip(variables, file.variables, strict=True):
+        if (tuple(variable.shape), variable.dtype) != (described.shape, described.dtype):
+            raise PackedFileError(
+                f"variable {described.name!r} is {described.dtype} {described.shape}, but its model has "
+                f"{variable.dtype} {tuple(variable.shape)}."
+            )
+        variable.assign(restore(file.variable_arrays(described), described.dtype))
+
+
+def _packed_variables(layer):
+    return {id(getattr(layer, key)) for key in PACKED_VARIABLES if hasattr(layer, key)}

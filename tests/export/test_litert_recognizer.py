@@ -1,0 +1,34 @@
+"""LiteRTRecognizer: audio of any length through an exported file."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_usm_lite as usm
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("export needs the TensorFlow backend", allow_module_level=True)
+
+TOKENIZER = usm.WordTokenizer(list("abcdefgh"))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    model = usm.USMForCTC(9, num_layers=1, dim=32, subsampling_channels=4)
+    path = str(tmp_path_factory.mktemp("litert") / "model.tflite")
+    usm.export_litert(model, path, sample_rate_input=16000)
+    return model, path
+
+
+def test_text_equals_the_keras_model_for_audio_of_different_lengths(exported):
+    model, path = exported
+    recognizer = usm.LiteRTRecognizer(path, TOKENIZER)
+    rng = np.random.default_rng(0)
+    for samples in (8000, 20000, 8000):
+        audio = 0.1 * rng.normal(size=samples).astype("float32")
+        logits = keras.ops.convert_to_numpy(model(usm.LogMel()(audio[None])))
+        np.testing.assert_allclose(recognizer.logits(audio), logits, atol=2e-3)
+        text, seconds = recognizer.transcribe(audio)
+        assert text == TOKENIZER.decode(usm.greedy_decode(logits)[0])
+        assert 0 < seconds < 10

@@ -1,0 +1,88 @@
+"""The paired bootstrap against the normal approximation and cases that can be worked out by hand."""
+
+import numpy as np
+import pytest
+
+from keras_usm_lite.bootstrap import paired_bootstrap
+from keras_usm_lite.error_rates import error_rates
+
+
+def hypotheses(wrong):
+    return ["no" if w else "yes" for w in wrong]
+
+
+def test_the_interval_is_that_of_a_proportion_when_a_is_always_wrong():
+    # errors_b / errors_a is then the share of wrong answers of b, whose standard error is known.
+    wrong = np.arange(400) < 120
+    result = paired_bootstrap(["yes"] * 400, hypotheses(np.ones(400)), hypotheses(wrong))
+    half_width = 1.96 * np.sqrt(0.3 * 0.7 / 400)
+    assert result.relative_change == pytest.approx(-0.7)
+    assert result.low == pytest.approx(-0.7 - half_width, abs=0.005)
+    assert result.high == pytest.approx(-0.7 + half_width, abs=0.005)
+    assert result.p_value == 2 / 10001
+
+
+def test_it_reports_the_error_rates_that_jiwer_gives():
+    references, a, b = ["turn it on", "stop", "go"], ["turn on", "shop", "go on"], ["", "stop", "go"]
+    result = paired_bootstrap(references, a, b, draws=10)
+    assert result.wer_a == pytest.approx(error_rates(references, a).wer)
+    assert result.wer_b == pytest.approx(error_rates(references, b).wer)
+    assert result.relative_change == pytest.approx(result.wer_b / result.wer_a - 1)
+    assert (result.utterances, result.draws) == (3, 10)
+
+
+def test_a_system_does_not_differ_from_itself():
+    result = paired_bootstrap(["yes"] * 30, hypotheses(np.arange(30) < 9), hypotheses(np.arange(30) < 9), 500)
+    assert (result.relative_change, result.low, result.high, result.p_value) == (0, 0, 0, 1)
+
+
+def test_pairing_makes_it_surer_than_the_same_errors_on_other_utterances():
+    a = np.arange(200) < 60
+    same, other = np.arange(200) < 50, np.arange(200) >= 150
+    paired = paired_bootstrap(["yes"] * 200, hypotheses(a), hypotheses(same))
+    unpaired = paired_bootstrap(["yes"] * 200, hypotheses(a), hypotheses(other))
+    assert paired.relative_change == unpaired.relative_change
+    assert paired.high - paired.low < (unpaired.high - unpaired.low) / 2
+    assert paired.p_value < 0.05 < unpaired.p_value
+
+
+def test_the_p_value_finds_no_change_in_noise_about_as_often_as_it_should():
+    rng = np.random.default_rng(0)
+    p_values = []
+    for seed in range(100):
+        a, b = rng.random((2, 100)) < 0.3
+        p_values.append(paired_bootstrap(["yes"] * 100, hypotheses(a), hypotheses(b), 200, seed).p_value)
+    assert np.mean(np.array(p_values) < 0.05) <= 0.12
+    assert 0.35 <= np.mean(np.array(p_values) < 0.5) <= 0.65
+
+
+def test_the_seed_fixes_the_result():
+    a, b = hypotheses(np.arange(50) < 20), hypotheses(np.arange(50) < 17)
+    first, again, other = (paired_bootstrap(["yes"] * 50, a, b, 999, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_draws_in_which_a_makes_no_errors_leave_the_interval_defined():
+    result = paired_bootstrap(["yes"] * 3, ["no", "yes", "yes"], ["yes", "no", "yes"], 1000)
+    assert result.low == -1
+    assert result.high == np.inf
+
+
+def test_it_prints_as_one_line():
+    result = paired_bootstrap(["yes"] * 4, hypotheses([1, 1, 1, 1]), hypotheses([1, 1, 0, 0]), 100)
+    assert str(result).startswith("WER 100.00 % -> 50.00 %: -50.0 % relative, 95 % interval -100.0 to ")
+    assert str(result).endswith("(4 utterances, 100 draws)")
+
+
+@pytest.mark.parametrize(
+    "a, b, draws, message",
+    [
+        (["yes"], ["no"], 100, "no errors"),
+        (["no"], ["no"], 0, "draws must be at least 1, got 0"),
+        (["no"], [], 100, "1 references but 0 hypotheses"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(a, b, draws, message):
+    with pytest.raises(ValueError, match=message):
+        paired_bootstrap(["yes"], a, b, draws)

@@ -1,0 +1,93 @@
+"""Sixteen-bit arithmetic, accumulated gradients, rematerialisation and several steps per call train the same model."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_usm_lite as usm
+from keras_usm_lite.callbacks import NMPruning, QuantizationSchedule
+
+SIZE = {"num_layers": 1, "dim": 16, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": 16}
+DRAW = np.random.default_rng(0)
+FEATURES = {"features": DRAW.normal(size=(16, 32, 16)).astype("float32"), "lengths": np.full(16, 32, "int32")}
+LABELS = DRAW.integers(1, 9, (16, 3)).astype("int32")
+BATCHES = 4  # in an epoch
+
+
+def recognizer(dtype="float32"):
+    keras.utils.set_random_seed(0)
+    return usm.USMForCTC(9, quantization="int4", sparsity="2:4", dtype=dtype, dropout=0.0, spec_augment=False, **SIZE)
+
+
+def train(model, optimizer, epochs=6, **compile_arguments):
+    """Train with masks from step 4 and int4 from step 8 on; return the losses of the epochs."""
+    model.compile(optimizer, loss=keras.losses.CTC(), **compile_arguments)
+    schedules = [NMPruning(start_step=4), QuantizationSchedule([(0, 8), (8, 4)])]
+    size = len(LABELS) // BATCHES
+    history = model.fit(FEATURES, LABELS, batch_size=size, epochs=epochs, shuffle=False, verbose=0, callbacks=schedules)
+    return history.history["loss"]
+
+
+def array(weight):
+    return keras.ops.convert_to_numpy(weight)
+
+
+@pytest.fixture(scope="module")
+def float32():
+    """The losses in float32."""
+    return train(recognizer(), keras.optimizers.AdamW(3e-3))
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_sixteen_bits_reach_the_loss_of_float32_within_three_percent(float32, dtype):
+    optimizer = keras.optimizers.AdamW(3e-3)
+    if dtype == "mixed_float16":
+        # The default first scale, 2^15, overflows here and costs steps; with a fitting one no step is skipped.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=16.0)
+    model = recognizer(dtype)
+    losses = train(model, optimizer)
+    np.testing.assert_allclose(losses, float32, rtol=0.03)
+    assert losses[-1] < 0.9 * losses[0]
+    for layer in usm.compressed_layers(model):
+        assert layer.compute_dtype == dtype.removeprefix("mixed_")
+        assert {weight.dtype for weight in layer.weights} == {"float32"}
+        assert keras.backend.standardize_dtype(layer.effective_kernel().dtype) == "float32"
+        assert array(layer.mask).mean() == 0.5 and layer.active_bits == 4
+    assert keras.backend.standardize_dtype(model(FEATURES).dtype) == "float32"
+
+
+def test_keras_chooses_loss_scaling_for_float16_and_survives_its_skipped_steps():
+    model = recognizer("mixed_float16")
+    losses = train(model, "adamw")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert np.isfinite(losses).all()
+    assert all(np.isfinite(array(weight)).all() for weight in model.weights)
+    # A skipped step is no step of the schedules either, and the masks are made all the same.
+    assert {float(array(layer.mask).mean()) for layer in usm.compressed_layers(model)} == {0.5}
+
+
+def test_two_accumulated_batches_are_one_batch_of_twice_the_size():
+    """The mean over two halves is the mean over the whole; masks and bits change at the same examples."""
+    halves, whole = recognizer(), recognizer()
+    for model, batch, accumulate, scale in ((halves, 4, 2, 2), (whole, 8, None, 1)):
+        model.compile(keras.optimizers.SGD(0.01, gradient_accumulation_steps=accumulate), loss=keras.losses.CTC())
+        schedules = [NMPruning(start_step=2 * scale), QuantizationSchedule([(0, 8), (2 * scale, 4)])]
+        model.fit(FEATURES, LABELS, batch_size=batch, epochs=2, shuffle=False, verbose=0, callbacks=schedules)
+    for one, other in zip(halves.weights, whole.weights, strict=True):
+        np.testing.assert_allclose(array(one), array(other), rtol=1e-3, atol=1e-4, err_msg=one.path)
+
+
+def test_rematerialisation_changes_no_result(float32):
+    with keras.RematScope(mode="full"):
+        model = recognizer()
+        losses = train(model, keras.optimizers.AdamW(3e-3))
+    np.testing.assert_allclose(losses, float32, rtol=1e-3)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no steps_per_execution on PyTorch")
+def test_several_steps_per_call_make_the_same_masks_and_losses(float32):
+    model = recognizer()
+    losses = train(model, keras.optimizers.AdamW(3e-3), steps_per_execution=BATCHES)
+    np.testing.assert_allclose(losses, float32, rtol=1e-3)
+    for layer in usm.compressed_layers(model):
+        assert array(layer.mask).mean() == 0.5 and layer.active_bits == 4

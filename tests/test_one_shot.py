@@ -1,0 +1,123 @@
+"""one_shot: pattern and grid are exact, the outputs suffer less than with magnitude pruning."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_usm_lite as usm
+from keras_usm_lite.core.nm_mask import nm_violations
+
+RNG = np.random.default_rng(0)
+MIXING = RNG.normal(size=(32, 32)) * 0.6 ** np.abs(np.subtract.outer(range(32), range(32)))
+INPUTS = (RNG.normal(size=(16, 40, 32)) @ MIXING).astype("float32")
+HELD_OUT = (RNG.normal(size=(4, 40, 32)) @ MIXING).astype("float32")
+
+
+def array(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((40, 32))
+    hidden = keras.layers.Dense(64, activation="relu", name="up")(inputs)
+    hidden = keras.layers.MultiHeadAttention(2, 16, name="attention")(hidden, hidden)
+    return keras.Model(inputs, keras.layers.Dense(32, name="down")(hidden))
+
+
+PAIRS = [
+    ("int4", "2:4"),
+    (None, "1:4"),
+    (usm.QuantizationConfig(2, scale="mse"), None),
+    (usm.QuantizationConfig(2, "midrise", scale="mse"), "2:4"),
+    (usm.QuantizationConfig(3, "asymmetric", scale="mse"), "4:8"),
+    (usm.QuantizationConfig(3, form="fake", block_size=16), None),
+]
+
+
+@pytest.mark.parametrize(("quantization", "sparsity"), PAIRS)
+def test_outputs_suffer_less_than_with_magnitude_and_rounding(quantization, sparsity):
+    model = network()
+    expected = array(model(HELD_OUT))
+
+    def error(small):
+        return np.mean((array(small(HELD_OUT)) - expected) ** 2) / np.mean(expected**2)
+
+    plain = usm.compress(model, {".": (quantization, sparsity)})
+    if sparsity is not None:
+        usm.update_masks(plain)
+    clever = usm.compress(model, {".": (quantization, sparsity)})
+    errors = usm.one_shot(clever, INPUTS)
+    assert len(errors) == 6 and all(0 < value < 1 for value in errors.values())
+    assert error(clever) < 0.8 * error(plain)
+
+
+@pytest.mark.parametrize(("quantization", "sparsity"), PAIRS)
+def test_the_chosen_weights_lie_on_the_grid_and_obey_the_pattern(quantization, sparsity, tmp_path):
+    small = usm.compress(network(), {".": (quantization, sparsity)})
+    usm.one_shot(small, INPUTS)
+    for layer in usm.compressed_layers(small):
+        latent, effective = array(layer.kernel_matrix()), array(layer.effective_kernel())
+        np.testing.assert_allclose(effective, latent, rtol=1e-5, atol=1e-6)  # nothing is left to round
+        if sparsity is not None:
+            assert int(nm_violations(effective, layer.sparsity.n, layer.sparsity.m)) == 0
+    loaded = usm.load_packed(usm.save_packed(small, tmp_path / "small.usm"))
+    np.testing.assert_array_equal(array(loaded(HELD_OUT)), array(small(HELD_OUT)))
+
+
+def test_later_layers_make_up_for_the_errors_of_earlier_ones():
+    """Layers are settled in order, each on the inputs that the compressed layers before it produce."""
+    small = usm.compress(network(), {".": (None, "1:4")})
+    usm.one_shot(small, INPUTS)
+    first = usm.compress(network(), {"up": (None, "1:4")})
+    usm.one_shot(first, INPUTS)
+    query = usm.compress(first, {"query": (None, "1:4"), "up": (None, "1:4")})
+    up, _ = usm.compressed_layers(query)
+    up.mask.assign(array(usm.compressed_layers(first)[0].mask))
+    seen = array(keras.ops.relu(INPUTS @ array(up.effective_kernel()) + array(up.bias))).reshape(-1, 64)
+    direct = usm.compress(
+        keras.Sequential([keras.Input((64,)), keras.layers.Dense(32, name="q")]), {"q": (None, "1:4")}
+    )
+    direct.layers[0].kernel.assign(array(usm.compressed_layers(query)[1].kernel_matrix()))
+    usm.one_shot(direct, seen)
+    chosen = {layer.path.split("/")[-1]: layer for layer in usm.compressed_layers(small)}
+    np.testing.assert_allclose(
+        array(chosen["query"].kernel_matrix()), array(direct.layers[0].kernel), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_convolutions_get_their_usual_mask_and_scale():
+    model = keras.Sequential([keras.Input((40, 32)), keras.layers.Conv1D(8, 3, name="conv")])
+    small, plain = (usm.compress(model, {"conv": ("int4", "2:4")}) for _ in range(2))
+    usm.update_masks(plain)
+    errors = usm.one_shot(small, INPUTS)
+    assert 0 < list(errors.values())[0] < 1
+    np.testing.assert_array_equal(array(small(HELD_OUT)), array(plain(HELD_OUT)))
+
+
+def test_a_recogniser_runs_through_with_its_lengths():
+    size = {"num_layers": 1, "dim": 8, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": 32}
+    model = usm.USMForCTC(5, quantization="int4", sparsity="2:4", **size)
+    errors = usm.one_shot(model, {"features": INPUTS, "lengths": np.full(16, 40)})
+    assert len(errors) == 11
+
+
+def test_bad_calls_are_refused_with_the_reason():
+    with pytest.raises(ValueError, match="no compressed layers.*usm.compress"):
+        usm.one_shot(network(), INPUTS)
+    small = usm.compress(network(), {"up": ("int4", "2:4")})
+    with pytest.raises(ValueError, match="up' sees 640 tokens, which must be at least 2 and all finite"):
+        usm.one_shot(small, np.full_like(INPUTS, np.inf))
+
+
+def test_layers_of_the_same_path_are_all_settled():
+    def part(inputs):
+        return keras.Model(inputs, keras.layers.Dense(32, name="d")(inputs))
+
+    inputs = keras.Input((40, 32))
+    model = keras.Model(inputs, part(keras.Input((40, 32)))(part(keras.Input((40, 32)))(inputs)))
+    small = usm.compress(model, {"d": ("int4", "2:4")})
+    errors = usm.one_shot(small, INPUTS)
+    assert len(errors) == 2
+    assert [float(np.mean(array(layer.mask))) for layer in usm.compressed_layers(small)] == [0.5, 0.5]
