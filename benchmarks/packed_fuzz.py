@@ -1,0 +1,251 @@
+"""Thousands of damaged packed files are read: each is refused with a clear error, or is what it says it is.
+
+    python benchmarks/packed_fuzz.py
+
+Every attempt loads one mutation (`packed_mutations.py`) of one of a few small files. A mutation leaves the checksums
+as they were, or makes all of them anew so that it reaches the checks behind them. Outcomes:
+
+* refused: `PackedFileError`
+* same: the model of the file that was not damaged, such as after a change of a label
+* other file: another model; right only if the checksums were made anew, for then it is a file somebody could write
+* bad: another model behind old checksums, any other exception, more than 10 s, more than 256 MB of memory, a dead process
+
+Attempt `i` depends on `--seed` and `i` alone. The exit status is 1 if an attempt was bad.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import re
+import resource
+import sys
+import tempfile
+import time
+import traceback
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+RESULT = pathlib.Path(__file__).parent / "results" / "packed_fuzz.json"
+SECONDS, MEGABYTES = 10, 256  # more for one file is a failure
+ADDRESS_SPACE = 4 * 2**30  # that a worker may add to what it has when it starts: nothing harms the machine
+GOOD = ("refused", "same", "other file")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--attempts", type=int, default=12_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="number of the first attempt, to repeat one")
+    parser.add_argument("--output", type=pathlib.Path, default=RESULT)
+    return parser.parse_args()
+
+
+def small_files():
+    """Return the files that are damaged: every form of layer, of codes, of masks, of scales, and a recogniser."""
+    import keras
+    import numpy as np
+
+    import keras_usm_lite as usm
+
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.Input((8,)),
+        usm.QuantDense(32, "int4", sparsity="2:4", name="int4"),
+        usm.QuantDense(24, usm.QuantizationConfig(bits=2, scale="mse"), name="int2"),
+        usm.QuantDense(16, "int8", sparsity="1:4", name="int8"),
+        usm.QuantDense(12, None, sparsity="2:4", name="float"),
+        usm.QuantDense(8, usm.QuantizationConfig(bits=4, codebook="asymmetric"), sparsity="2:4", name="asymmetric"),
+        keras.layers.BatchNormalization(name="norm"),
+        keras.layers.Dense(3, name="dense"),
+    ]
+    model = keras.Sequential(layers, name="small")
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_variables:  # most codes are zero, which makes them worth a coder
+        weight.assign(rng.normal(size=weight.shape) ** 9 / 100)
+    usm.update_masks(model)
+    sizes = {"num_layers": 1, "dim": 8, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": 8}
+    recogniser = usm.USMForCTC(5, quantization="int4", sparsity="2:4", **sizes)
+    usm.update_masks(recogniser)
+    cases = {
+        "plain": (model, {}),
+        "archive": (model, {"archive": True}),
+        "reduced": (model, {"masks": "positions", "scales": "bfloat16", "others": "int8"}),
+        "recogniser": (recogniser, {}),
+    }
+    files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (source, options) in cases.items():
+            files[name] = pathlib.Path(usm.save_packed(source, os.path.join(folder, "a"), **options)).read_bytes()
+    return files
+
+
+def mutation(number, seed, files):
+    """Return base file, family, mutated bytes and whether the checksums were made anew, for one attempt."""
+    from packed_mutations import SHARES, mutated
+
+    draw = random.Random(f"{seed} {number}")
+    names = [*files]
+    while True:
+        base = draw.choices(names, [1] * (len(names) - 1) + [0.3])[0]
+        (family,) = draw.choices([*SHARES], [*SHARES.values()])
+        other = files[draw.choice(names)]
+        content, repaired = mutated(files[base], other, family, draw)
+        if content != files[base]:
+            return base, family, content, repaired
+
+
+def fingerprint(model):
+    """Return a hash of what a packed file promises: effective kernels, other variables, configuration."""
+    import keras
+    import numpy as np
+    from keras import ops
+
+    from keras_usm_lite.compression import compressed_layers
+
+    layers = compressed_layers(model)
+    state = {id(weight) for layer in layers for weight in layer.weights if weight is not layer.bias}
+    digest = hashlib.sha256()
+    for tensor in [layer.effective_kernel() for layer in layers] + [w for w in model.weights if id(w) not in state]:
+        array = np.ascontiguousarray(ops.convert_to_numpy(tensor))
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    config = keras.saving.serialize_keras_object(model)
+    digest.update(json.dumps(config, default=repr).encode())
+    return digest.hexdigest()
+
+
+def outcome(path, expected, repaired):
+    """Load a file and return `(class, detail)`."""
+    import keras_usm_lite as usm
+
+    try:
+        model = usm.load_packed(path)
+    except usm.PackedFileError as error:
+        return "refused", str(error).replace(path, "", 1)
+    except BaseException as error:
+        return f"exception {type(error).__name__}", "".join(traceback.format_exception(error)[-6:])
+    if fingerprint(model) == expected:
+        return "same", ""
+    return ("other file", "") if repaired else ("wrong model behind old checksums", "")
+
+
+def memory(key):
+    """Return a figure of /proc/self/status in MB."""
+    return int(re.search(rf"{key}:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def worker(connection, files, seed):
+    """Answer each attempt's number with its outcome, time and memory."""
+    import warnings
+
+    import keras_usm_lite as usm
+
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        path, expected = os.path.join(folder, "a.usm"), {}
+        for name, content in files.items():
+            for _ in range(2):  # code and buffers of the backend are loaded before memory is measured
+                pathlib.Path(path).write_bytes(content)
+                expected[name] = fingerprint(usm.load_packed(path))
+        limit = int(memory("VmSize") * 2**20) + ADDRESS_SPACE
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        connection.send("ready")
+        for number in iter(connection.recv, None):
+            base, family, content, repaired = mutation(number, seed, files)
+            pathlib.Path(path).write_bytes(content)
+            del content
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+            before, start = memory("VmRSS"), time.perf_counter()
+            kind, detail = outcome(path, expected[base], repaired)
+            seconds, grown = time.perf_counter() - start, memory("VmHWM") - before
+            if grown > MEGABYTES and kind in GOOD:
+                kind = f"more than {MEGABYTES} MB"
+            connection.send((kind, detail, seconds, grown))
+
+
+class Worker:
+    """A process that is replaced when it hangs or dies."""
+
+    def __init__(self, *arguments):
+        self.arguments, self.process = arguments, None
+
+    def ask(self, number):
+        """Return the answer to one attempt."""
+        if self.process is None:
+            self.connection, theirs = multiprocessing.Pipe()
+            context = multiprocessing.get_context("spawn")
+            self.process = context.Process(target=worker, args=(theirs, *self.arguments), daemon=True)
+            self.process.start()
+            theirs.close()
+            self.connection.recv()
+        self.connection.send(number)
+        try:
+            if self.connection.poll(SECONDS):
+                return self.connection.recv()
+            answer = f"more than {SECONDS} s", "", float(SECONDS), 0.0
+        except EOFError:
+            answer = "dead process", "", 0.0, 0.0
+        self.process.kill()
+        self.process.join()
+        self.process = None
+        return answer
+
+
+def heading(message):
+    """Return the beginning of an error message without what differs from file to file."""
+    message = re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "_", message.lstrip(": ")[:300])
+    return message.split("\n")[0][:60]
+
+
+def main():
+    arguments = parse_arguments()
+    started = time.perf_counter()
+    files = small_files()
+    process = Worker(files, arguments.seed)
+    tally, families, refusals = (collections.Counter(), collections.defaultdict(collections.Counter),
+                                 collections.Counter())  # fmt: skip
+    bad, slowest, largest = [], 0.0, 0.0
+    numbers = range(arguments.start, arguments.start + arguments.attempts)
+    for number in numbers:
+        kind, detail, seconds, grown = process.ask(number)
+        base, family, _, repaired = mutation(number, arguments.seed, files)
+        tally[kind] += 1
+        families[family][kind] += 1
+        refusals[heading(detail)] += kind == "refused"
+        slowest, largest = max(slowest, seconds), max(largest, grown)
+        if kind not in GOOD:
+            bad.append({"attempt": number, "file": base, "family": family, "kind": kind, "megabytes": round(grown),
+                        "detail": detail[-2000:]})  # fmt: skip
+            print(f"attempt {number}: {kind} ({family} of {base}, {grown:.0f} MB)\n{detail[-1500:]}", flush=True)
+    result = {
+        "command": f"python benchmarks/packed_fuzz.py --attempts {arguments.attempts} --seed {arguments.seed}",
+        "attempts": arguments.attempts,
+        "files": {name: len(content) for name, content in files.items()},
+        "outcomes": dict(tally.most_common()),
+        "families": {family: dict(counts.most_common()) for family, counts in sorted(families.items())},
+        "different_refusals": len(+refusals),
+        "refusals": dict(refusals.most_common(40)),
+        "slowest_s": round(slowest, 2),
+        "largest_growth_mb": round(largest, 1),
+        "seconds": round(time.perf_counter() - started),
+        "bad": bad,
+    }
+    from keras_usm_lite.data.manifest import replacing
+
+    os.makedirs(arguments.output.parent, exist_ok=True)
+    with replacing(os.fspath(arguments.output)) as temporary, open(temporary, "w") as file:
+        json.dump(result, file, indent=1)
+        file.write("\n")
+    for family, counts in sorted(families.items()):
+        print(f"{family:15} " + ", ".join(f"{kind} {count}" for kind, count in counts.most_common()))
+    print(f"{arguments.attempts} attempts in {result['seconds']} s: " + ", ".join(f"{k} {n}" for k, n in tally.items()))
+    print(f"slowest {slowest:.2f} s, largest growth {largest:.0f} MB, {len(+refusals)} different refusals")
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
