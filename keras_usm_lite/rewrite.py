@@ -63,6 +63,34 @@ def rewrite(model, replace):
     return _Rewriter(replace).copy(model)
 
 
+def in_float32(model):
+    """Return a copy of a model that computes in float32, or the model itself if it does so already.
+
+    A phone has no use for the 16-bit arithmetic that was quick in training, and converters handle it badly. Only models
+    whose dtype policies are in their configurations can be copied so.
+
+    Example:
+
+    >>> half = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, dtype="mixed_bfloat16")])
+    >>> in_float32(half).layers[0].compute_dtype
+    'float32'
+    """
+    if all(layer.compute_dtype == "float32" for layer in walk_layers(model)):
+        return model
+    return _Rewriter(lambda layer: None, _policies_to_float32).copy(model)
+
+
+def _policies_to_float32(config):
+    """Return a configuration in which every dtype policy is "float32"."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": "float32"}}
+        return {key: _policies_to_float32(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_policies_to_float32, config))
+    return config
+
+
 def build_again(layer, build_config, path):
     """Build a layer or model from recorded input shapes, so that everything below it gets the path it had.
 
@@ -86,8 +114,9 @@ def _scope_above(path):
 
 
 class _Rewriter:
-    def __init__(self, replace):
+    def __init__(self, replace, change_config=lambda config: config):
         self.replace = replace
+        self.change_config = change_config  # what becomes of the configuration that a layer is copied through
         self.copies = {}  # id of an old layer -> its new layer, so that shared layers stay shared
 
     def copy(self, old, plain=None):
@@ -96,14 +125,20 @@ class _Rewriter:
             if isinstance(old, GRAPHS):
                 self.copies[id(old)] = self._copy_graph(old, plain)
             else:
-                self._fill(old, _from_config(old) if plain is None else plain)
+                self._fill(old, self._from_config(old) if plain is None else plain)
         return self.copies[id(old)]
+
+    def _from_config(self, old):
+        try:
+            return type(old).from_config(self.change_config(old.get_config()))
+        except Exception as error:
+            raise _cannot_copy(old, error) from error
 
     def _copy_graph(self, old, plain):
         """Functional and Sequential models are graphs of calls: build the same graph with new layers."""
         fresh = []
         if plain is None and type(old) not in (*GRAPHS, keras.Model):
-            plain = _from_config(old)  # a subclass makes its layers itself; not all of them have a configuration
+            plain = self._from_config(old)  # a subclass makes its layers itself; not all of them have a configuration
         parts = {} if plain is None else {layer.name: layer for layer in plain.layers}
 
         def clone(layer):
@@ -113,7 +148,7 @@ class _Rewriter:
                 return self.copy(layer, parts.get(layer.name))
             if id(layer) not in self.copies:
                 new, fill = self.replace(layer) or (parts.get(layer.name), None)
-                self.copies[id(layer)] = new = _from_config(layer) if new is None else new
+                self.copies[id(layer)] = new = self._from_config(layer) if new is None else new
                 fresh.append((layer, new, fill))
             return self.copies[id(layer)]
 
@@ -172,13 +207,6 @@ def _clone(model, clone):
         return keras.Sequential(layers, name=model.name)
     shell = keras.Model(model.input, model.output, name=model.name)  # the same graph, never compiled
     return keras.models.clone_model(shell, clone_function=clone)
-
-
-def _from_config(old):
-    try:
-        return type(old).from_config(old.get_config())
-    except Exception as error:
-        raise _cannot_copy(old, error) from error
 
 
 def _cannot_copy(layer, error):

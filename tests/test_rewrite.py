@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_usm_lite.rewrite import layer_path, rewrite, walk_layers
+from keras_usm_lite.rewrite import in_float32, layer_path, rewrite, walk_layers
 
 UNITS = 4
 X = np.random.default_rng(0).normal(size=(5, UNITS)).astype("float32")
@@ -259,3 +259,19 @@ def test_a_layer_that_its_configuration_does_not_describe_is_named():
     model = keras.Model(inputs, Forgetful(2, table=(1, 2), name="forgetful")(inputs))
     with pytest.raises(ValueError, match="'forgetful' of class Forgetful cannot be copied through get_config"):
         rewrite(model, wider)
+
+
+def test_a_model_of_sixteen_bits_is_copied_into_float32_with_its_weights_wherever_its_policies_are():
+    shape = keras.Input((UNITS,))
+    inner = Composite(dtype="mixed_bfloat16", name="inner")
+    half = keras.Model(shape, keras.layers.Dense(2, dtype="mixed_float16", name="out")(inner(shape)))
+    copy = in_float32(half)
+    assert {layer.compute_dtype for layer in (copy.get_layer("inner"), copy.get_layer("out"))} == {"float32"}
+    for ours, theirs in zip(copy.get_weights(), half.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(array(copy(X)), array(half(X)), atol=0.05)
+
+
+def test_a_model_of_float32_is_not_copied():
+    model = keras.Sequential([keras.Input((UNITS,)), dense("first")])
+    assert in_float32(model) is model

@@ -14,7 +14,8 @@ def bake(model):
     """Return a copy of a model in which every compressed layer is the plain Keras layer with its effective kernel.
 
     The values are exactly what the compressed model multiplies by, so exporters and converters that know nothing of
-    this package find the integer grid and the N:M zeros in the float weights.
+    this package find the integer grid and the N:M zeros in the float weights. Inputs are not rounded any more: a
+    simulation of int8 activations stays behind, for the integer runtime does it itself.
 
     Args:
         model: a built model with compressed layers.

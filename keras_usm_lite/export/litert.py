@@ -10,6 +10,8 @@ import warnings
 
 import keras
 
+from keras_usm_lite.compression import compressed_layers
+from keras_usm_lite.core.nm_mask import nm_violations
 from keras_usm_lite.data.manifest import replacing
 from keras_usm_lite.export.litert_integers import check_integers, litert_kernels, match_kernels
 from keras_usm_lite.export.litert_kernel import litert_layer
@@ -17,7 +19,7 @@ from keras_usm_lite.export.litert_weights import read_litert_weights
 from keras_usm_lite.export.serving import num_mel_bins, require_tensorflow, serving_model
 from keras_usm_lite.export.verify import require_utterances, verify_litert
 from keras_usm_lite.models.compressed_model import CompressedModel
-from keras_usm_lite.rewrite import GRAPHS, rewrite
+from keras_usm_lite.rewrite import GRAPHS, in_float32, rewrite
 
 
 def export_litert(
@@ -65,6 +67,7 @@ def export_litert(
     kernels = litert_kernels(model)
     for message in sorted({kernel.widened for kernel in kernels if kernel.widened}):
         warnings.warn(f"{path}: stores {message}, the next width LiteRT can run.", stacklevel=2)
+    _warn_of_masks(model, path)
     served = float_copy(model)
     if num_mel_bins(served) is not None:
         served = serving_model(served, sample_rate_input, batch, length, frontend)
@@ -78,9 +81,21 @@ def export_litert(
     return write_litert(served, path, kernels, None if verify is None else gate)
 
 
+def _warn_of_masks(model, path):
+    """Say so if N:M masks were never made: the file works, but it is not what the configuration promises."""
+    sparse = [layer for layer in compressed_layers(model) if layer.sparsity is not None]
+    unmade = [layer for layer in sparse if int(nm_violations(layer.mask, layer.sparsity.n, layer.sparsity.m))]
+    if unmade:
+        warnings.warn(
+            f"{path}: {len(unmade)} of {len(sparse)} sparse layers do not obey their pattern yet, {unmade[0].path!r} "
+            f"for one is not {unmade[0].sparsity}. Train with callbacks.NMPruning, or call usm.update_masks(model).",
+            stacklevel=3,
+        )
+
+
 def float_copy(model):
-    """Return the copy of a model that is converted: float layers whose kernels are trained integers times scales."""
-    copy = rewrite(model, litert_layer)
+    """Return the copy that is converted: float32 layers whose kernels are trained integers times scales."""
+    copy = rewrite(in_float32(model), litert_layer)
     return copy.model if isinstance(copy, CompressedModel) else copy
 
 

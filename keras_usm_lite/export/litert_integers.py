@@ -43,7 +43,9 @@ def match_kernels(weights, kernels):
     if missing:
         raise ParityError(
             f"The converter changed or removed the kernels of {sorted(missing)}: they are not in the float .tflite "
-            "file, so they cannot be stored as integers."
+            "file, so they cannot be stored as integers. It multiplies a BatchNormalization or Rescaling that follows "
+            "a layer directly into the kernel; compress such layers with (None, None), or call what follows a kernel "
+            "only behind an activation."
         )
     return matched
 

@@ -10,6 +10,7 @@ from keras_usm_lite.data.manifest import replacing
 from keras_usm_lite.export.bake import bake
 from keras_usm_lite.export.serving import num_mel_bins, serving_model
 from keras_usm_lite.layers.log_mel import FLOOR, LogMel
+from keras_usm_lite.rewrite import in_float32
 
 CONVERTERS = {"tensorflow": "tf2onnx", "torch": "onnxscript"}
 
@@ -47,7 +48,7 @@ def export_onnx(model, path, sample_rate_input=None, batch=1, length=None, front
     _check_sizes(batch, length)
     frontend = frontend if frontend is not None else LogMel(num_mel_bins=num_mel_bins(model) or 80)
     served = serving_model(
-        bake(model), sample_rate_input, batch, length, _ConvolutionLogMel.from_config(frontend.get_config())
+        bake(in_float32(model)), sample_rate_input, batch, length, _ConvolutionLogMel.from_config(frontend.get_config())
     )
     (tensor,) = served.inputs
     signature = [keras.InputSpec(shape=tensor.shape, dtype="float32", name=tensor.name)]

@@ -24,6 +24,7 @@ MASKS = ("enumerative", "positions")
 # A model may create so many times the weights of its file while it is rebuilt: a CompressedModel builds its template
 # first. The constants are for random states and counters, which are not stored.
 _REBUILD, _SPARE_VARIABLES, _SPARE_ELEMENTS = 4, 1000, 10_000
+_MAX_MESSAGE = 1000  # characters of an error that are shown
 
 
 def save_packed(model, path, archive=False, masks="enumerative", scales="float32", others="float32"):
@@ -173,11 +174,17 @@ def _blaming(path):
     except SafetensorError as error:
         raise PackedFileError(f"{path}: not a readable safetensors file ({error}). It may be truncated.") from error
     except PackedFileError as error:
-        raise PackedFileError(f"{path}: {error}") from error
+        raise PackedFileError(f"{path}: {_shortened(error)}") from error
     except ValueError as error:
-        raise PackedFileError(f"{path}: does not fit its own description: {error}") from error
+        raise PackedFileError(f"{path}: does not fit its own description: {_shortened(error)}") from error
     except Exception as error:  # a description of the wrong form can fail anywhere
-        raise PackedFileError(f"{path}: does not fit its own description ({error!r}).") from error
+        raise PackedFileError(f"{path}: does not fit its own description ({_shortened(repr(error))}).") from error
+
+
+def _shortened(message):
+    """A name or value in a message may be as long as the file's description."""
+    message = str(message)
+    return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]} ..."
 
 
 def _rebuild(file, custom_objects):

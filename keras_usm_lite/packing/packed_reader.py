@@ -15,7 +15,8 @@ from keras_usm_lite.packing.packed_variable import TYPES, PackedVariable
 FORMAT = "keras_usm_lite.packed"  # key of the only text in the file's metadata
 VERSION = 2
 DESCRIPTION = "description"  # name of the array that describes the others
-_MAX_DESCRIPTION = 2**26  # bytes of JSON
+_MAX_DESCRIPTION = 2**23  # bytes of JSON
+_MAX_CONTAINERS = 2**18  # lists and dicts in it, each of which takes some hundred bytes as a Python object
 
 
 def checksum(array):
@@ -65,6 +66,7 @@ class PackedReader:
         text = stream.decompress(packed.tobytes(), _MAX_DESCRIPTION)
         if not stream.eof or stream.unused_data:
             raise PackedFileError(f"the description is not one zlib stream of at most {_MAX_DESCRIPTION} bytes.")
+        _check_size(text)
         header = json.loads(text)
         if set(header) != {"model", "layers", "variables", "crc32"}:
             raise PackedFileError(f"the description has the parts {sorted(header)}.")
@@ -127,11 +129,19 @@ def write_description(model, layers, variables, tensors):
     parts = {"model": model, "layers": layers, "variables": variables, "crc32": crc32}
     # In the order of its dicts: the first rule of a CompressedModel that matches wins.
     text = json.dumps(parts, separators=(",", ":")).encode()
-    if len(text) > _MAX_DESCRIPTION:
-        raise ValueError(f"the description of the model takes {len(text)} bytes, more than {_MAX_DESCRIPTION}.")
+    _check_size(text)
     packed = np.frombuffer(zlib.compress(text, 9), np.uint8)
     tensors[DESCRIPTION] = packed
     return {FORMAT: f"{VERSION} {checksum(packed)}"}
+
+
+def _check_size(text):
+    containers = text.count(b"[") + text.count(b"{")
+    if len(text) > _MAX_DESCRIPTION or containers > _MAX_CONTAINERS:
+        raise ValueError(
+            f"the description of the model takes {len(text)} bytes and {containers} brackets; it may take "
+            f"{_MAX_DESCRIPTION} and {_MAX_CONTAINERS}."
+        )
 
 
 def _add(expected, name, *what):

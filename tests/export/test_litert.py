@@ -286,3 +286,22 @@ def test_what_litert_cannot_run_is_refused_with_the_fix(tmp_path):
     with pytest.raises(ValueError, match="model.bin' must end in '.tflite'"):
         usm.export_litert(recogniser(), tmp_path / "model.bin")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_what_was_trained_in_sixteen_bits_is_exported_in_float32_with_its_integers(policy, tmp_path):
+    keras.utils.set_random_seed(0)
+    half = prepared(usm.USMForCTC(VOCAB, quantization="int4", sparsity="2:4", dtype=policy, **SIZE))
+    full = usm.USMForCTC(VOCAB, quantization="int4", sparsity="2:4", **SIZE)
+    full.set_weights(half.get_weights())
+    path = usm.export_litert(half, tmp_path / "half.tflite")
+    other = usm.export_litert(full, tmp_path / "full.tflite")
+    for ours, theirs in zip(read_litert_weights(path), read_litert_weights(other), strict=True):
+        np.testing.assert_array_equal(ours.codes, theirs.codes)
+        np.testing.assert_array_equal(ours.values, theirs.values)
+
+
+def test_masks_that_were_never_made_are_pointed_out(tmp_path):
+    model = usm.USMForCTC(VOCAB, quantization="int4", sparsity="2:4", **SIZE)
+    with pytest.warns(UserWarning, match=r"sparse layers do not obey .* is not 2:4\. Train with .*update_masks"):
+        usm.export_litert(model, tmp_path / "model.tflite")
