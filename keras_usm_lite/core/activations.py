@@ -1,10 +1,12 @@
 """Eight-bit activations: what an integer kernel sees of a float input."""
 
+import numpy as np
 from keras import ops
 
 from keras_usm_lite.core.quantize import straight_through
 
 LOWEST, HIGHEST = -128, 127
+TINY = float(np.finfo(np.float32).tiny)  # what is below is zero to some processors and not to others
 
 
 def input_range(inputs, axes=(-1,)):
@@ -26,7 +28,7 @@ def affine_parameters(low, high):
     """Return scale and zero point of int8 codes for the range `[low, high]`, which contains zero.
 
     `s = (high - low) / 255` and `z = round(-128 - low / s)` or `round(127 - high / s)`, whichever end of the range is
-    the larger one: its code is then hit best. An empty range has scale 1.
+    the larger one: its code is then hit best. An empty range has scale 1 (one below the normal numbers counts as empty).
 
     Args:
         low, high: float32 tensors, `low <= 0 <= high`.
@@ -43,7 +45,7 @@ def affine_parameters(low, high):
     (0.01, -28.0)
     """
     scale = (high - low) / (HIGHEST - LOWEST)
-    scale = ops.where(scale == 0, ops.ones_like(scale), scale)
+    scale = ops.where(scale < TINY, ops.ones_like(scale), scale)
     from_low, from_high = LOWEST - low / scale, HIGHEST - high / scale
     low_is_smaller = LOWEST + low / scale + HIGHEST + high / scale > 0
     zero_point = ops.where(low_is_smaller, from_low, from_high)

@@ -207,6 +207,7 @@ class CompressedKernel:
 
     def set_frozen_scale(self, scale, zero_point=None):
         """Set the scale (and zero point) and keep them from now on."""
+        scale = ops.convert_to_numpy(scale)  # two variables must not share a buffer on JAX
         self.kernel_scale.assign(scale)
         if zero_point is not None:
             self.kernel_zero_point.assign(zero_point)
