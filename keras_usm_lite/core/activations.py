@@ -28,7 +28,7 @@ def affine_parameters(low, high):
     """Return scale and zero point of int8 codes for the range `[low, high]`, which contains zero.
 
     `s = (high - low) / 255` and `z = round(-128 - low / s)` or `round(127 - high / s)`, whichever end of the range is
-    the larger one: its code is then hit best. An empty range has scale 1 (one below the normal numbers counts as empty).
+    the larger one: its code is then hit best. An empty range has scale 1; one below the normal numbers is empty.
 
     Args:
         low, high: float32 tensors, `low <= 0 <= high`.
@@ -71,7 +71,8 @@ def quantize_inputs(inputs, low, high):
     >>> [round(float(value), 4) for value in quantize_inputs(x, *input_range(x))[0]]
     [-1.0, 0.0, 1.55]
     """
-    scale, zero_point = affine_parameters(ops.stop_gradient(low), ops.stop_gradient(high))
+    low, high = (ops.stop_gradient(ops.convert_to_tensor(end)) for end in (low, high))
+    scale, zero_point = affine_parameters(low, high)
     wide = ops.cast(inputs, "float32")
     codes = ops.clip(ops.round(wide / scale) + zero_point, LOWEST, HIGHEST)
     return ops.cast(straight_through(wide, (codes - zero_point) * scale), inputs.dtype)
