@@ -244,7 +244,7 @@ def description(draft, draw):
 
 def bomb(draft, draw):
     """A description that is small in the file and large in memory."""
-    size = draw.choice([2**20, 2**22, 2**24, 2**26 - 100, 2**26, 2**27])
+    size = draw.choice([3 * 2**18, 2**20, 2**22, 2**23 - 2**15, 2**24, 2**26, 2**27])
     good = draft.sealed_text
     filling = draw.choice([b"[],", b"{},", b"1,", b'"a",', b"[[],", b"  ", b"0.5,"])
     nested = b"]" if filling == b"[[]," else b""

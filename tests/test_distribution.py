@@ -30,7 +30,7 @@ with strategy.scope():
         usm.NMSparseDense(4, usm.SparsityConfig(2, 4, every_step=True), name="every_step"),
     ]
     model = keras.Sequential([keras.Input((16,)), *layers])
-    model.compile(keras.optimizers.SGD(0.05), "mse")
+    model.compile(keras.optimizers.SGD(0.05), "mse", jit_compile=False)
 draw = np.random.default_rng(0)
 x, y = draw.normal(size=(64, 16)).astype("float32"), draw.normal(size=(64, 4)).astype("float32")
 data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)

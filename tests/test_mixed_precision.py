@@ -12,6 +12,7 @@ DRAW = np.random.default_rng(0)
 FEATURES = {"features": DRAW.normal(size=(16, 32, 16)).astype("float32"), "lengths": np.full(16, 32, "int32")}
 LABELS = DRAW.integers(1, 9, (16, 3)).astype("int32")
 BATCHES = 4  # in an epoch
+JIT = "auto" if keras.backend.backend() == "jax" else False  # XLA has tests of its own, and compiles for long
 
 
 def recognizer(dtype="float32"):
@@ -21,7 +22,7 @@ def recognizer(dtype="float32"):
 
 def train(model, optimizer, epochs=6, **compile_arguments):
     """Train with masks from step 4 and int4 from step 8 on; return the losses of the epochs."""
-    model.compile(optimizer, loss=keras.losses.CTC(), **compile_arguments)
+    model.compile(optimizer, loss=keras.losses.CTC(), jit_compile=JIT, **compile_arguments)
     schedules = [NMPruning(start_step=4), QuantizationSchedule([(0, 8), (8, 4)])]
     size = len(LABELS) // BATCHES
     history = model.fit(FEATURES, LABELS, batch_size=size, epochs=epochs, shuffle=False, verbose=0, callbacks=schedules)
@@ -70,7 +71,8 @@ def test_two_accumulated_batches_are_one_batch_of_twice_the_size():
     """The mean over two halves is the mean over the whole; masks and bits change at the same examples."""
     halves, whole = recognizer(), recognizer()
     for model, batch, accumulate, scale in ((halves, 4, 2, 2), (whole, 8, None, 1)):
-        model.compile(keras.optimizers.SGD(0.01, gradient_accumulation_steps=accumulate), loss=keras.losses.CTC())
+        optimizer = keras.optimizers.SGD(0.01, gradient_accumulation_steps=accumulate)
+        model.compile(optimizer, loss=keras.losses.CTC(), jit_compile=JIT)
         schedules = [NMPruning(start_step=2 * scale), QuantizationSchedule([(0, 8), (2 * scale, 4)])]
         model.fit(FEATURES, LABELS, batch_size=batch, epochs=2, shuffle=False, verbose=0, callbacks=schedules)
     for one, other in zip(halves.weights, whole.weights, strict=True):

@@ -6,6 +6,8 @@ from keras_usm_lite.layers.compressed_kernel import compression_config, resolve_
 from keras_usm_lite.layers.conformer_block import ConformerBlock
 from keras_usm_lite.layers.conv_subsampling import ConvSubsampling
 
+MAX_LAYERS = 128  # four times the largest preset; a damaged file could ask for a billion
+
 
 @keras.saving.register_keras_serializable(package="keras_usm_lite")
 class USMEncoder(keras.layers.Layer):
@@ -21,6 +23,9 @@ class USMEncoder(keras.layers.Layer):
         causal_conv: convolve over past frames only.
         dropout: dropout rate.
         quantization, sparsity: compression of every pointwise projection, see `QuantDense`.
+
+    Raises:
+        ValueError: more than 128 layers, or none.
 
     Source: USM (arXiv 2303.01037), section 3.1.
 
@@ -46,6 +51,8 @@ class USMEncoder(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if not 1 <= num_layers <= MAX_LAYERS:
+            raise ValueError(f"num_layers={num_layers!r} must be from 1 to {MAX_LAYERS} Conformer blocks.")
         self.settings = {
             "num_layers": num_layers,
             "dim": dim,

@@ -68,8 +68,9 @@ class PackedReader:
             raise PackedFileError(f"the description is not one zlib stream of at most {_MAX_DESCRIPTION} bytes.")
         _check_size(text)
         header = json.loads(text)
-        if set(header) != {"model", "layers", "variables", "crc32"}:
-            raise PackedFileError(f"the description has the parts {sorted(header)}.")
+        parts = sorted(header) if isinstance(header, dict) else type(header).__name__
+        if parts != ["crc32", "layers", "model", "variables"]:
+            raise PackedFileError(f"the description has the parts {parts[:9]}.")
         return header
 
     def layer_arrays(self, entry):

@@ -138,6 +138,25 @@ def test_a_description_without_end_is_refused_before_it_is_unpacked(packed):
             usm.load_packed(packed)
 
 
+@pytest.mark.parametrize("filling", ["[]", "{}", '{"a":1}'])
+def test_a_description_of_millions_of_lists_is_refused_before_it_is_parsed(filling, packed):
+    """8 MB of text would be some hundred MB of Python objects."""
+    with safe_open(packed, "numpy") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    text = f"[{','.join([filling] * (2**23 // len(filling) // 2))}]"
+    assert len(text) < 2**23
+    described(packed, zlib.compress(text.encode()), metadata, tensors)
+    with pytest.raises(usm.PackedFileError, match="brackets; it may take 8388608 and 262144"):
+        usm.load_packed(packed)
+
+
+def test_the_message_about_a_name_of_a_megabyte_is_short(packed):
+    changed(packed, layer(name="x" * 2**20, bits=0))
+    with pytest.raises(usm.PackedFileError, match=r"small.usm: .*layer 'xxx.* \.\.\.$") as error:
+        usm.load_packed(packed)
+    assert len(str(error.value)) < 1000 + len(str(packed)) + 100
+
+
 def layer(**fields):
     """An edit that changes fields of the first layer's entry; None removes one."""
 
@@ -296,6 +315,14 @@ def test_a_model_larger_than_its_file_is_refused_before_it_is_built(config, pack
     changed(packed, edit)
     with pytest.raises(usm.PackedFileError, match="variables or .* elements are created"):
         usm.load_packed(packed)
+
+
+def test_a_recogniser_of_a_billion_layers_is_refused_at_once(tmp_path):
+    size = {"num_layers": 1, "dim": 8, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": 8}
+    path = usm.save_packed(usm.USMForCTC(5, **size), tmp_path / "model.usm")
+    changed(path, lambda header, tensors: header["model"]["config"].update(num_layers=10**9))
+    with pytest.raises(usm.PackedFileError, match="num_layers=1000000000 must be from 1 to 128"):
+        usm.load_packed(path)
 
 
 def test_a_class_that_makes_variables_of_arrays_can_be_loaded(tmp_path):
