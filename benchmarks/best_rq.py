@@ -19,7 +19,6 @@ import keras
 
 import keras_usm_lite as usm
 from keras_usm_lite.data.manifest import replacing
-from keras_usm_lite.models.best_rq import BestRQ
 
 RESULT = pathlib.Path(__file__).parent / "results" / "best_rq.json"
 
@@ -44,7 +43,7 @@ def recogniser(task, seed):
 
 def pretrain(model, task, args):
     """Pre-train the encoder of a recogniser and return the logs of every epoch."""
-    best_rq = BestRQ(model.encoder, codebook_size=args.codebook_size, seed=args.seed)
+    best_rq = usm.BestRQ(model.encoder, codebook_size=args.codebook_size, seed=args.seed)
     train = task.batches["train"]
     train.set_epoch(0)
     usm.compile_ctc(best_rq, args.learning_rate, args.pretrain_epochs * len(train))  # its loss gives way to the model's

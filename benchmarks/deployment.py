@@ -96,13 +96,10 @@ def calibration_batch(task, frames=160, rows=64):
 
 def measure_parity(usm, model, dataset, tokenizer, path):
     """Export a model, hold the file against it, and return what the gate says."""
-    from keras_usm_lite.export.parity_error import ParityError
-    from keras_usm_lite.export.verify import verify_litert
-
     usm.export_litert(model, path)
     try:
-        parity = verify_litert(model, path, dataset, tokenizer)
-    except ParityError as error:
+        parity = usm.verify_litert(model, path, dataset, tokenizer)
+    except usm.ParityError as error:
         return {"failure": str(error)}
     return {
         "failure": None,

@@ -35,7 +35,6 @@ def main(arguments=None):
     import keras
 
     import keras_usm_lite as usm
-    from keras_usm_lite.models.best_rq import BestRQ
     from keras_usm_lite.models.presets import preset
 
     keras.utils.set_random_seed(args.seed)
@@ -46,7 +45,7 @@ def main(arguments=None):
 
     encoder = usm.USMEncoder(**preset(args.preset))
     encoder.build((None, None, task.frontend.num_mel_bins))
-    model = BestRQ(encoder, args.codebooks, args.codebook_size, seed=args.seed)
+    model = usm.BestRQ(encoder, args.codebooks, args.codebook_size, seed=args.seed)
     usm.compile_ctc(model, args.learning_rate, args.epochs * len(train))  # its loss gives way to the model's own
     model.fit(
         train,

@@ -10,9 +10,11 @@ from keras_usm_lite.export.bake import bake
 from keras_usm_lite.export.litert import export_litert
 from keras_usm_lite.export.litert_recognizer import LiteRTRecognizer
 from keras_usm_lite.export.onnx import export_onnx
+from keras_usm_lite.export.parity_error import ParityError
 from keras_usm_lite.export.saved_model import export_saved_model
 from keras_usm_lite.export.streaming import export_litert_streaming
 from keras_usm_lite.export.streaming_recognizer import StreamingRecognizer
+from keras_usm_lite.export.verify import verify_litert
 from keras_usm_lite.layers.compressed_layer import CompressedLayer
 from keras_usm_lite.layers.conformer_block import ConformerBlock
 from keras_usm_lite.layers.log_mel import LogMel
@@ -20,6 +22,7 @@ from keras_usm_lite.layers.nm_sparse_dense import NMSparseDense
 from keras_usm_lite.layers.quant_dense import QuantDense
 from keras_usm_lite.layers.spec_augment import SpecAugment
 from keras_usm_lite.model_report import report
+from keras_usm_lite.models.best_rq import BestRQ
 from keras_usm_lite.models.co_trainer import CoTrainer
 from keras_usm_lite.models.compressed_model import CompressedModel
 from keras_usm_lite.models.distiller import Distiller
@@ -41,6 +44,7 @@ from keras_usm_lite.training import compile_ctc, fit_ctc
 
 __version__ = "0.1.0"
 __all__ = [
+    "BestRQ",
     "CharTokenizer",
     "CoTrainer",
     "CompressedLayer",
@@ -53,6 +57,7 @@ __all__ = [
     "NMSparseDense",
     "PackedFileError",
     "PairedBootstrap",
+    "ParityError",
     "QuantDense",
     "QuantizationConfig",
     "SentencePieceTokenizer",
@@ -88,4 +93,5 @@ __all__ = [
     "save_packed",
     "save_tokenizer",
     "update_masks",
+    "verify_litert",
 ]
