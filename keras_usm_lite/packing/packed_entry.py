@@ -109,9 +109,9 @@ class PackedEntry:
 
     @property
     def elements(self):
-        """Elements of the variables that a model needs for the layer: kernel, mask, scale, zero point, three flags."""
+        """Elements of the variables that a layer may have: kernel, mask, scale, frozen scale, zero point, 3 flags."""
         scale = 0 if self.scale_shape is None else self.scale_shape[0] * self.scale_shape[1]
-        return self.rows * self.columns * (1 if self.n is None else 2) + 2 * scale + 3
+        return self.rows * self.columns * (1 if self.n is None else 2) + 3 * scale + 3
 
     def arrays(self):
         """Return `{array name: (type, shape)}` that the entry demands; the shape of an archive's stream is None."""

@@ -24,7 +24,7 @@ MASKS = ("enumerative", "positions")
 # A model may create so many times the weights of its file while it is rebuilt: a CompressedModel builds its template
 # first. The constants are for random states and counters, which are not stored.
 _REBUILD, _SPARE_VARIABLES, _SPARE_ELEMENTS = 4, 1000, 10_000
-_MAX_MESSAGE = 1000  # characters of an error that are shown
+_MAX_PART = 1000  # characters that are shown of the beginning, and of the end, of a long error
 
 
 def save_packed(model, path, archive=False, masks="enumerative", scales="float32", others="float32"):
@@ -182,16 +182,16 @@ def _blaming(path):
 
 
 def _shortened(message):
-    """A name or value in a message may be as long as the file's description."""
+    """A name or value in a message may be as long as the file's description; Keras gives the reason at the end."""
     message = str(message)
-    return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]} ..."
+    return message if len(message) <= 2 * _MAX_PART else f"{message[:_MAX_PART]} ... {message[-_MAX_PART:]}"
 
 
 def _rebuild(file, custom_objects):
     """Return the model with arbitrary weights, after building it once without any to see that they are not too many."""
     described = [*file.layers, *file.variables]
     elements = sum(part.elements for part in described)
-    # Seven variables make a compressed layer at most.
+    # A compressed layer has all of these variables at most.
     count = len(PACKED_VARIABLES) * len(file.layers) + len(file.variables)
     budget = _REBUILD * count + _SPARE_VARIABLES, _REBUILD * elements + _SPARE_ELEMENTS
     try:

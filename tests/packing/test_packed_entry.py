@@ -55,7 +55,7 @@ def test_the_codes_of_each_codebook(codebook, bits, alphabet, grid):
 
 
 def test_the_elements_are_those_of_the_variables():
-    assert PackedEntry(**SPARSE).elements == 2 * 16 * 6 + 2 * 6 + 3
+    assert PackedEntry(**SPARSE).elements == 2 * 16 * 6 + 3 * 6 + 3
     assert PackedEntry(**FLOAT).elements == 16 * 6 + 3
 
 
