@@ -53,6 +53,7 @@ class Engine:
         copies: copies of the model, on all hosts together, that share a batch.
         shard: `(index, count)`: the part of the data that this process reads.
         process: number of this process; process 0 writes the model.
+        processes: how many there are.
         whole: every process can read all weights.
         static: every batch must have the same shape.
     """
@@ -61,6 +62,7 @@ class Engine:
     copies: int
     shard: tuple = (0, 1)
     process: int = 0
+    processes: int = 1
     whole: bool = True
     static: bool = False
 
@@ -111,6 +113,7 @@ def jax(args):
         distribution.num_model_replicas,
         shard=(distribution.data_shard_id, count),
         process=args.process or 0,
+        processes=distribution.num_processes,
         whole=split == 1 or distribution.num_processes == 1,
     )
 
@@ -181,19 +184,20 @@ def make_model(usm, keras, vocab_size, steps, args):
 
 
 def save(keras, model, engine, path):
-    """Write the model from process 0, after all have given it their parts of weights that are split over hosts."""
-    part = f"{path[: -len('.keras')]}.part.keras"
-    if not engine.whole:
+    """Write the model; of several processes all give their parts of the weights and process 0 writes."""
+    if engine.processes > 1:
         from jax.experimental.multihost_utils import process_allgather
 
         weights = [process_allgather(weight.value, tiled=True) for weight in model.weights]
         keras.distribution.set_distribution(None)
+        if engine.process > 0:
+            return
         model = type(model).from_config(model.get_config())
         for weight, value in zip(model.weights, weights, strict=True):
             weight.assign(value)
-    if engine.process == 0:
-        model.save(part)
-        os.replace(part, path)
+    part = f"{path.removesuffix('.keras')}.part.keras"
+    model.save(part)
+    os.replace(part, path)
 
 
 def main(arguments=None):

@@ -59,7 +59,7 @@ def train(engine, folder):
         **os.environ,
         "KERAS_BACKEND": "jax",
         "PYTHONPATH": os.path.dirname(os.path.dirname(usm.__file__)),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
     }
     path = folder / "weights.npz"
     done = subprocess.run(

@@ -35,7 +35,7 @@ class SpeechTask:
     batches: dict
 
     @classmethod
-    def prepare(cls, corpus, frontend=None, batch_frames=4000, seed=0, cache_dir=None):
+    def prepare(cls, corpus, frontend=None, batch_frames=4000, seed=0, cache_dir=None, **batching):
         """Read the manifests, check every row, compute the features once (cached on disk) and plan the batches.
 
         Args:
@@ -44,6 +44,8 @@ class SpeechTask:
             batch_frames: frames per training batch, padding included.
             seed: seed of the training order.
             cache_dir: folder of the feature cache; by default below the corpora's cache.
+            **batching: further arguments of the `SpeechBatches` of "train" and "dev": `shard`, `batch_multiple`,
+                `num_buckets`. "test" is always whole.
 
         Returns:
             A `SpeechTask`.
@@ -63,7 +65,12 @@ class SpeechTask:
             training = split == "train"
             utterances[split] = good
             batches[split] = SpeechBatches(
-                cache, labels, batch_frames=batch_frames if training else 4 * batch_frames, shuffle=training, seed=seed
+                cache,
+                labels,
+                batch_frames=batch_frames if training else 4 * batch_frames,
+                shuffle=training,
+                seed=seed,
+                **(batching if split != "test" else {}),
             )
         return cls(corpus, tokenizer, frontend, utterances, batches)
 

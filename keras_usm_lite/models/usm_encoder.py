@@ -5,6 +5,7 @@ import keras
 from keras_usm_lite.layers.compressed_kernel import compression_config, resolve_compression
 from keras_usm_lite.layers.conformer_block import ConformerBlock
 from keras_usm_lite.layers.conv_subsampling import ConvSubsampling
+from keras_usm_lite.layers.recomputed import recomputed
 
 MAX_LAYERS = 128  # four times the largest preset; a damaged file could ask for a billion
 
@@ -22,6 +23,8 @@ class USMEncoder(keras.layers.Layer):
         chunk_size: frames (of 40 ms) per attention chunk, None for full attention.
         causal_conv: convolve over past frames only.
         dropout: dropout rate.
+        remat: in training, keep the inputs of every block only and compute the rest again in the backward pass: less
+            memory, a third more time.
         quantization, sparsity: compression of every pointwise projection, see `QuantDense`.
 
     Raises:
@@ -46,6 +49,7 @@ class USMEncoder(keras.layers.Layer):
         chunk_size=None,
         causal_conv=False,
         dropout=0.1,
+        remat=False,
         quantization=None,
         sparsity=None,
         **kwargs,
@@ -62,6 +66,7 @@ class USMEncoder(keras.layers.Layer):
             "chunk_size": chunk_size,
             "causal_conv": causal_conv,
             "dropout": dropout,
+            "remat": remat,
         }
         resolve_compression(self, quantization, sparsity)
         self.supports_masking = True
@@ -93,7 +98,10 @@ class USMEncoder(keras.layers.Layer):
         x = self.drop(self.subsampling(inputs), training=training)
         mask = self.subsampling.compute_mask(inputs, mask)
         for block in self.blocks:
-            x = block(x, mask=mask, training=training)
+            if self.settings["remat"] and training:
+                x = recomputed(block, x, mask=mask, training=training)
+            else:
+                x = block(x, mask=mask, training=training)
         return x
 
     def compute_mask(self, inputs, previous_mask=None):

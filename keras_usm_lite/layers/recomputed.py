@@ -1,0 +1,45 @@
+"""`recomputed`: call a layer without keeping what its backward pass needs; it is computed again there."""
+
+import keras
+from keras import ops
+
+
+def recomputed(layer, inputs, **kwargs):
+    """Return `layer(inputs, **kwargs)`, computed a second time in the backward pass (rematerialisation).
+
+    Between the passes only the inputs are kept: memory for one more forward pass. Masks, random states and losses of
+    the layer enter and leave as values, so the second computation repeats the first, its dropout included, and changes
+    nothing. `keras.RematScope` of Keras 3.15 cannot do this: it refuses layers that are called with `training`.
+
+    Args:
+        layer: a built layer.
+        inputs: a float tensor.
+        **kwargs: further arguments of its `call`; no gradient goes to them.
+
+    Returns:
+        The outputs of the layer.
+
+    Source: arXiv 1604.06174.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(2, kernel_initializer="ones")
+    >>> layer.build((None, 3))
+    >>> [float(y) for y in recomputed(layer, ops.ones((1, 3)))[0]]
+    [3.0, 3.0]
+    """
+    state = [ops.stop_gradient(variable) for variable in layer.non_trainable_variables]  # read now, not when used
+    changed = []
+
+    def call(inputs, *weights):
+        outputs, after, losses = layer.stateless_call(weights, state, inputs, return_losses=True, **kwargs)
+        changed[:] = [number for number, value in enumerate(after) if value is not state[number]]
+        return outputs, [after[number] for number in changed], losses
+
+    weights = [ops.convert_to_tensor(variable) for variable in layer.trainable_variables]
+    outputs, values, losses = keras.remat(call)(inputs, *weights)
+    for number, value in zip(changed, values, strict=True):
+        layer.non_trainable_variables[number].assign(value)
+    for loss in losses:
+        layer.add_loss(loss)
+    return outputs
