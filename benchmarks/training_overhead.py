@@ -36,7 +36,7 @@ def parse_arguments():
     add("--backends", nargs="+", default=["tensorflow", "jax"], help="Keras backends (default tensorflow jax)")
     add("--batch", type=int, nargs=2, default=(8, 500), metavar=("UTTERANCES", "FRAMES"),
         help="shape of the batch (default 8 500: the 4000 frames of SpeechTask)")  # fmt: skip
-    add("--rounds", type=int, default=12, help="timed steps of each model (default 12)")
+    add("--rounds", type=int, default=24, help="timed steps of each model (default 24)")
     add("--preset", default="small", help="model size (default small)")
     add("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -1,8 +1,13 @@
 """Compile and fit a CTC recogniser with defaults that work, for examples, benchmarks and your own scripts."""
 
+import warnings
+
 import keras
 
+from keras_usm_lite.callbacks.backup import Backup
+from keras_usm_lite.callbacks.finite_loss import FiniteLoss, NonFiniteError
 from keras_usm_lite.callbacks.wer import WordErrorRate
+from keras_usm_lite.optimizers.slowed import slow_down
 
 
 def compile_ctc(model, learning_rate, steps, warmup=0.1, weight_decay=1e-2):
@@ -34,8 +39,11 @@ def compile_ctc(model, learning_rate, steps, warmup=0.1, weight_decay=1e-2):
     return model
 
 
-def fit_ctc(model, train, dev, tokenizer, epochs, callbacks=(), backup_dir=None, verbose="auto"):
+def fit_ctc(model, train, dev, tokenizer, epochs, callbacks=(), backup_dir=None, recover=0, verbose="auto"):
     """Train a compiled model with the word error rate of `dev` in every epoch's logs.
+
+    A loss that is not finite stops the training. With `recover` it goes back to the backup instead, to the beginning of
+    the epoch, and takes the same batches again at half the learning rate.
 
     Args:
         model: compiled by `compile_ctc`.
@@ -43,22 +51,44 @@ def fit_ctc(model, train, dev, tokenizer, epochs, callbacks=(), backup_dir=None,
         tokenizer: turns label ids into text.
         epochs: passes over `train`.
         callbacks: further callbacks, for example `callbacks.NMPruning`; they see `val_wer` in the logs.
-        backup_dir: folder for `keras.callbacks.BackupAndRestore`: an interrupted call, made again, continues at the
-            epoch it was in, with the batches in the order they would have had.
+        backup_dir: folder for `callbacks.Backup`: an interrupted call, made again, continues at the epoch it was in
+            and ends like one that was not interrupted.
+        recover: how many times a loss that is not finite may halve the learning rate; needs `backup_dir`.
         verbose: as in `model.fit`.
 
     Returns:
-        The Keras `History`.
+        The Keras `History`, with the epochs before an interruption.
+
+    Raises:
+        ValueError: an utterance of `train` has too few frames for its labels, or `recover` without `backup_dir`.
+        NonFiniteError: the loss, or a weight at the end of an epoch, is not finite; the backup is intact.
     """
+    if recover and not backup_dir:
+        raise ValueError(f"recover={recover} needs a place to go back to; pass backup_dir, or recover=0.")
+    train.check_alignments(lambda frames: model.compute_output_shape((1, frames, train.feature_size))[1])
     follow = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: train.set_epoch(epoch))
-    backup = [keras.callbacks.BackupAndRestore(backup_dir)] if backup_dir else []
-    return model.fit(
-        train,
-        epochs=epochs,
-        shuffle=False,  # the batches are shuffled already, reproducibly
-        verbose=verbose,
-        callbacks=[follow, WordErrorRate(dev, tokenizer), *backup, *callbacks],
-    )
+    backup = [Backup(backup_dir)] if backup_dir else []
+    followers = [*backup, follow, WordErrorRate(dev, tokenizer), FiniteLoss(), *callbacks]
+    for chances in range(recover, -1, -1):
+        try:
+            # The batches are shuffled already, reproducibly.
+            return model.fit(train, epochs=epochs, shuffle=False, verbose=verbose, callbacks=followers)
+        except NonFiniteError as error:
+            if not chances:
+                raise NonFiniteError(f"{error} {_outlook(backup, recover)}") from error
+            warnings.warn(f"{error} Going back to {backup[0].path} at half the learning rate.", stacklevel=2)
+            backup[0].restore()
+            slow_down(model, 0.5)
+            backup[0].save(backup[0].epoch)
+
+
+def _outlook(backup, recover):
+    """What to do after a loss that is not finite."""
+    if not backup:
+        return "With backup_dir and recover=3, fit_ctc goes back and halves the learning rate by itself."
+    if not recover:
+        return f"{backup[0].path} holds the last good state; recover=3 continues from it at half the learning rate."
+    return f"{backup[0].path} holds the last good state, from which {recover} lower learning rates failed."
 
 
 def _compile_step():

@@ -102,8 +102,26 @@ def continuous_codes(weights, scale, zero_point=None):
     """
     weights = ops.convert_to_tensor(weights)
     rows = weights.shape[-2] if len(weights.shape) > 1 else 1
-    codes = weights / expand_scale(ops.convert_to_tensor(scale, dtype="float32"), rows)
+    codes = _divide(weights, expand_scale(ops.convert_to_tensor(scale, dtype="float32"), rows))
     return codes if zero_point is None else codes + expand_scale(zero_point, rows)
+
+
+@ops.custom_gradient
+def _divide(weights, scale):
+    """`weights / scale`, with a gradient of the scale that costs TensorFlow two passes over the weights, not five."""
+
+    def gradient(*inputs, upstream=None):
+        (upstream,) = inputs if upstream is None else (upstream,)
+        to_weights = upstream / scale
+        to_scale = to_weights * weights
+        rank = len(to_scale.shape)
+        sizes = (1,) * (rank - len(scale.shape)) + tuple(scale.shape)
+        shared = [axis for axis, size in enumerate(sizes) if size == 1]
+        if shared:
+            to_scale = ops.sum(to_scale, axis=shared, keepdims=True)
+        return to_weights, -ops.reshape(to_scale, scale.shape) / scale
+
+    return weights / scale, gradient
 
 
 def round_codes(codes, bits, codebook="symmetric"):

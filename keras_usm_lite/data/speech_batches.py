@@ -40,8 +40,8 @@ class SpeechBatches(keras.utils.PyDataset):
             in parallel.
 
     Raises:
-        ValueError: No utterances, unequal numbers of features and labels, labels too long or below 1, several
-            workers, or an argument out of range.
+        ValueError: No utterances, an empty one, unequal numbers of features and labels, labels too long or below
+            1, several workers, or an argument out of range.
 
     Example:
     >>> class Silence(list):
@@ -80,6 +80,8 @@ class SpeechBatches(keras.utils.PyDataset):
         num_frames = np.asarray(features.num_frames)
         if not len(num_frames):
             raise ValueError("There are no utterances to batch; pass features of at least one.")
+        if num_frames.min() < 1:
+            raise ValueError(f"Utterance {num_frames.argmin()} has {num_frames.min()} frames; leave it out.")
         if len(labels) != len(num_frames):
             raise ValueError(f"{len(num_frames)} utterances have {len(labels)} label lists; pass one for each.")
         for name, value in (
@@ -134,6 +136,28 @@ class SpeechBatches(keras.utils.PyDataset):
             A list of int positions in `features` and `labels`.
         """
         return self._plan[index][1].tolist()
+
+    def check_alignments(self, output_frames):
+        """Refuses utterances that a CTC model cannot align: more labels, with a blank between equal ones, than frames.
+
+        Args:
+            output_frames: Function from the frames of an utterance to the frames that the model makes of them.
+
+        Raises:
+            ValueError: Utterances have too few frames; all are counted, the first is named.
+        """
+        repeats = (self._labels[:, 1:] == self._labels[:, :-1]) & (self._labels[:, 1:] > 0)
+        needed = (self._labels > 0).sum(axis=1) + repeats.sum(axis=1)
+        lengths, inverse = np.unique(self._features.num_frames, return_inverse=True)
+        given = np.array([output_frames(int(length)) for length in lengths])[inverse]
+        bad = np.flatnonzero(needed > given)
+        if len(bad):
+            first = bad[0]
+            raise ValueError(
+                f"{len(bad)} of {len(needed)} utterances cannot be aligned with their labels: features[{first}] gives "
+                f"{given[first]} output frames, CTC needs {needed[first]} for labels[{first}]. Leave them out "
+                "(`data.check_utterances` does), or correct the labels."
+            )
 
     def plan(self, epoch):
         """Returns the batches of an epoch without loading them.

@@ -8,6 +8,7 @@ from keras_usm_lite.core.activations import input_range, quantize_inputs
 from keras_usm_lite.core.matrix_view import MatrixView
 from keras_usm_lite.core.nm_mask import nm_mask
 from keras_usm_lite.core.quantize import (
+    WIDEST_BITS,
     dequantize,
     expand_scale,
     learned_scale_factor,
@@ -132,7 +133,7 @@ class CompressedKernel:
         kernel = self.kernel_matrix()
         if self.sparsity is None:
             return kernel
-        pruned = kernel * (self.mask + (1.0 - self.mask) * self.mask_fade)
+        pruned = kernel * ops.maximum(self.mask, self.mask_fade)  # mask + (1 - mask) fade, for masks of 0 and 1
         return pruned if self.sparsity.gradient == "hard" else straight_through(kernel, pruned)
 
     def effective_kernel(self):
@@ -272,6 +273,9 @@ class CompressedKernel:
     def _train_codes(self):
         masked = self.masked_kernel()
         scale, zero_point = self._scale(masked)
+        # In a float warm-up codes are huge and scales tiny; a power of two, exact, keeps both within 16-bit floats.
+        shift = ops.power(2.0, ops.maximum(ops.convert_to_tensor(self.bits) - WIDEST_BITS, 0.0))
+        scale, zero_point = scale * shift, None if zero_point is None else zero_point / shift
         codes = train_codes(
             masked,
             scale,

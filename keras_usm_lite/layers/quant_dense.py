@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_usm_lite.core.quantize import WIDEST_BITS
 from keras_usm_lite.layers.compressed_kernel import CompressedKernel, compression_config, resolve_compression
 
 
@@ -112,10 +111,7 @@ class QuantDense(CompressedKernel, keras.layers.Layer):
             return ops.matmul(inputs, ops.cast(self.forward_kernel(training), self.compute_dtype))
         codes, scale, zero_point = self._train_codes()
         codes = codes if zero_point is None else codes - zero_point
-        # In a float warm-up codes are huge and scales tiny; a power of two, exact, keeps both within 16-bit floats.
-        shift = ops.power(2.0, ops.maximum(ops.convert_to_tensor(self.bits) - WIDEST_BITS, 0.0))
-        codes, scale = ops.cast(codes / shift, self.compute_dtype), ops.cast(scale[0] * shift, self.compute_dtype)
-        return ops.matmul(inputs, codes) * scale
+        return ops.matmul(inputs, ops.cast(codes, self.compute_dtype)) * ops.cast(scale[0], self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         """`[..., inputs] -> [..., units]`."""

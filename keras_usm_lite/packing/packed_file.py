@@ -159,7 +159,7 @@ def _write(path, tensors, metadata):
         try:
             save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written ({error}).") from error
+            raise OSError(f"{path}: cannot be written ({error}); free space or choose a writable folder.") from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,173 @@
+"""`Backup`: a training that is killed at any moment and started again ends as if nothing had happened."""
+
+import contextlib
+import glob
+import json
+import os
+import zipfile
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_usm_lite.callbacks.finite_loss import NonFiniteError
+from keras_usm_lite.data.manifest import replacing
+from keras_usm_lite.optimizers.slowed import schedule_factor, set_schedule_factor
+
+DESCRIPTION = "training.json"
+
+
+class Backup(keras.callbacks.Callback):
+    """Keep the state of a training in one file, written before every epoch, and continue from it.
+
+    The file holds all variables of the model, masks, scales, bits and the states of its random generators included; all
+    variables of the optimizer, and so the position in every schedule; how much the learning rate was slowed down; the
+    number of the epoch; and the logs of the epochs before. It takes the place of the one before when it is complete, so
+    a process that dies while writing loses nothing. When the training ends it is deleted.
+
+    `keras.callbacks.BackupAndRestore` leaves out random generators (dropout and SpecAugment start over) and writes
+    weights and epoch number in place to two files (a kill within or between them leaves an unreadable state, or an
+    epoch that is trained twice). With `save_freq` in steps, it repeats the batches of the epoch that were seen already.
+
+    Put it *first* in the list: other callbacks then find the restored state when training begins, and have done their
+    part of an epoch when it is written. The order of the data must follow from the epoch (`fit_ctc` sees to it, by
+    `SpeechBatches.set_epoch`). Callbacks of Keras that remember, such as `EarlyStopping` and
+    `ModelCheckpoint(save_best_only=True)`, start afresh. The file survives the process, not any power cut: it is not
+    flushed to the disk.
+
+    Args:
+        folder: where `training.zip` is kept, one folder per training; it is made if missing.
+
+    Attributes:
+        path: path of the file.
+        epoch: number of the epoch at whose beginning the file was written; None before that.
+
+    Raises:
+        OSError: the file cannot be written; the one before is intact.
+        NonFiniteError: a trainable variable is not finite; the file before is intact.
+        ValueError: the model is not built, or the file is damaged or of another model or optimizer.
+
+    Example:
+
+    >>> import tempfile
+    >>> def train(folder, dies_in=None):
+    ...     keras.utils.set_random_seed(0)
+    ...     model = keras.Sequential([keras.Input((8,)), keras.layers.Dropout(0.5), keras.layers.Dense(2)])
+    ...     model.compile("adam", "mse")
+    ...     die = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: 1 / (epoch != dies_in))
+    ...     callbacks = [Backup(folder), die]
+    ...     return model.fit(np.ones((4, 8)), np.ones((4, 2)), epochs=4, verbose=0, callbacks=callbacks).history
+    >>> whole = train(tempfile.mkdtemp())
+    >>> folder = tempfile.mkdtemp()
+    >>> with contextlib.suppress(ZeroDivisionError):
+    ...     history = train(folder, dies_in=2)
+    >>> os.listdir(folder)
+    ['training.zip']
+    >>> np.allclose(train(folder)["loss"], whole["loss"])
+    True
+    """
+
+    def __init__(self, folder):
+        super().__init__()
+        self.path = os.path.join(folder, "training.zip")
+
+    def on_train_begin(self, logs=None):
+        """Restore what an interrupted training left, if there was one."""
+        if not self.model.built:
+            raise ValueError(f"Model {self.model.name!r} is not built; call it on a batch before fit.")
+        if not self.model.optimizer.built:
+            self.model.optimizer.build(self.model.trainable_variables)
+        for leftover in glob.glob(f"{glob.escape(self.path)}.*.tmp"):  # of a process that died while writing
+            os.remove(leftover)
+        self.epoch, self._logs = None, []
+        if os.path.exists(self.path):
+            self.restore()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Write the state, unless it was just read."""
+        if epoch != self.epoch:
+            self.save(epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Keep the logs; callbacks further down the list may still add to them."""
+        self._logs.append(logs)
+
+    def on_train_end(self, logs=None):
+        """Put the epochs before the interruption into the history and delete the file."""
+        history = self.model.history
+        before = self._logs[: len(self._logs) - len(history.epoch)]
+        first = history.epoch[0] if history.epoch else self.epoch
+        history.epoch[:0] = [first - len(before) + number for number in range(len(before))]
+        for name in {name: None for epoch in before for name in epoch}:
+            history.history.setdefault(name, [])[:0] = [epoch[name] for epoch in before if name in epoch]
+        self.model._initial_epoch = None  # or the model's next fit would begin there, too
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.path)
+
+    def save(self, epoch):
+        """Write the state at the beginning of an epoch.
+
+        Args:
+            epoch: number of the epoch that comes next.
+        """
+        try:
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            with replacing(self.path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+                self._write(archive, epoch)
+        except OSError as error:
+            last = "the one before is intact" if os.path.exists(self.path) else "there is none before it"
+            raise OSError(
+                error.errno,
+                f"Could not write the backup of epoch {epoch}, {last} ({error.strerror or error}); "
+                "free space or choose a writable folder, then train again",
+                self.path,
+            ) from error
+        self.epoch = epoch
+
+    def restore(self):
+        """Take the state from the file; the next `fit` begins at its epoch."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                self._read(archive)
+        except (zipfile.BadZipFile, KeyError, EOFError) as error:
+            raise ValueError(
+                f"The backup {self.path} is damaged ({error}); delete it to train from the start."
+            ) from error
+
+    def _variables(self):
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def _write(self, archive, epoch):
+        trainable = {id(variable) for variable in self.model.trainable_variables}
+        for number, variable in enumerate(self._variables()):
+            array = ops.convert_to_numpy(variable)
+            if id(variable) in trainable and not np.isfinite(array).all():
+                raise NonFiniteError(
+                    f"Variable {variable.path!r} is not finite before epoch {epoch}. Look for features that are not "
+                    "finite, or lower the learning rate."
+                )
+            with archive.open(f"{number}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array))
+        description = {"epoch": epoch, "schedule_factor": schedule_factor(self.model), "logs": self._logs}
+        archive.writestr(DESCRIPTION, json.dumps(description, default=float))
+
+    def _read(self, archive):
+        variables = self._variables()
+        if len(archive.namelist()) != len(variables) + 1:
+            raise ValueError(
+                f"{self.path} holds {len(archive.namelist()) - 1} variables, this model and its optimizer "
+                f"{len(variables)}. Build and compile them as before, or delete the file to train from the start."
+            )
+        for number, variable in enumerate(variables):
+            with archive.open(f"{number}.npy") as file:
+                array = np.lib.format.read_array(file)
+            if array.shape != tuple(variable.shape):
+                raise ValueError(
+                    f"{self.path} holds a variable of shape {array.shape} where {variable.path!r} has "
+                    f"{tuple(variable.shape)}. Build the model as before, or delete the file to train from the start."
+                )
+            variable.assign(array.view(variable.dtype) if array.dtype.kind == "V" else array)
+        description = json.loads(archive.read(DESCRIPTION))
+        set_schedule_factor(self.model, description["schedule_factor"])
+        self.epoch, self._logs = description["epoch"], description["logs"]
+        self.model._initial_epoch = self.epoch  # as BackupAndRestore does: there is no public way
