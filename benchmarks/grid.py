@@ -1,7 +1,7 @@
 """The paper's grid on real speech: fine-tune one float recogniser at every width and pattern, several ways and seeds.
 
-    python benchmarks/grid.py train --data CORPUS --float-model float.keras   # hours; stop and start it at will
-    python benchmarks/grid.py table --data CORPUS --float-model float.keras   # reads the test split
+    python benchmarks/grid.py train --data CORPUS --float-model float.usm   # hours; stop and start it at will
+    python benchmarks/grid.py table --data CORPUS --float-model float.usm   # reads the test split
 
 `train` goes through `PLAN` in its order and appends one row for each run to `results/grid_CORPUS.jsonl`: what was done,
 the error rates on dev, time, versions. It never reads the test split. `table` reads it once for each trained model.
@@ -84,7 +84,7 @@ def parse_arguments():
     add = parser.add_argument
     add("task", choices=("train", "table"))
     add("--data", required=True, help="folder or name of the corpus the float model was trained on")
-    add("--float-model", required=True, help=".keras file of the float recogniser every run starts from")
+    add("--float-model", required=True, help="packed file of the float recogniser every run starts from")
     add("--output", help="folder for the trained models (default outputs/grid_CORPUS)")
     add("--only", help="in `train`: 'bits pattern recipe seed' of one run, such as '2 dense learned-full 0'")
     return parser.parse_args()
@@ -130,7 +130,7 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
     recipe, start = RECIPES[name], time.time()
     keras.utils.set_random_seed(seed)
     task = usm.data.SpeechTask.prepare(usm.data.open_corpus(args.data), seed=seed)
-    float_model = keras.models.load_model(args.float_model, compile=False)
+    float_model = usm.load_packed(args.float_model)
     calibration = calibration_batch(task, 128, 300) if recipe.start == "one-shot" else None
     model = compressed(usm, float_model, bits, pattern, recipe, calibration)
     batches = task.batches["train"]

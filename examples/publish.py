@@ -22,7 +22,7 @@ CARD = """# {name}
 |---|---|
 | word error rate | **{wer:.2%}** (95 % interval {low:.2%} to {high:.2%}, bootstrap over utterances), {words:,} words, {utterances:,} utterances of the test split |
 | character error rate | {cer:.2%} |
-| the same from `model.tflite` | {litert_wer:.2%}; {differing} of {utterances} texts differ, because LiteRT quantizes activations to int8 |
+| the same from `model.tflite` | {litert_wer:.2%}; {differing} of {utterances} texts differ |
 | data | {data} |
 | licence of the data | {licence} |
 | split | speakers or voices of the test split are in no other split |
@@ -84,9 +84,13 @@ def write_files(usm, model, task, folder):
     import numpy as np
 
     packed = usm.save_packed(model, os.path.join(folder, "model.usm"))
+    reloaded = usm.load_packed(packed)
+    kernels = [[layer.effective_kernel() for layer in usm.compressed_layers(one)] for one in (model, reloaded)]
+    # Logits of a large batch may differ in their last bits: threads add up in the order in which they finish.
     features = task.batches["dev"][0][0]
-    if not np.array_equal(model.predict_on_batch(features), usm.load_packed(packed).predict_on_batch(features)):
-        raise RuntimeError("The packed file does not give the logits of the model, bit for bit; please report this.")
+    logits = [one.predict_on_batch(features) for one in (model, reloaded)]
+    if not all(map(np.array_equal, *kernels)) or not np.allclose(*logits, rtol=1e-4, atol=1e-4):
+        raise RuntimeError("The packed file does not reload to the same model; please report this.")
     usm.save_tokenizer(task.tokenizer, os.path.join(folder, "tokenizer.json"))
     path = os.path.join(folder, "model.tflite")
     parity = usm.verify_litert(

@@ -146,28 +146,58 @@ class Backup(keras.callbacks.Callback):
                     f"Variable {variable.path!r} is not finite before epoch {epoch}. Look for features that are not "
                     "finite, or lower the learning rate."
                 )
-            with archive.open(f"{number}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(array))
+            _write_array(archive, f"{number}.npy", array)
+        for number, array in enumerate(_torch_generators()):
+            _write_array(archive, f"torch_{number}.npy", array)
         description = {"epoch": epoch, "schedule_factor": schedule_factor(self.model), "logs": self._logs}
         archive.writestr(DESCRIPTION, json.dumps(description, default=float))
 
     def _read(self, archive):
         variables = self._variables()
-        if len(archive.namelist()) != len(variables) + 1:
+        count = sum(name[0].isdigit() for name in archive.namelist())
+        if count != len(variables):
             raise ValueError(
-                f"{self.path} holds {len(archive.namelist()) - 1} variables, this model and its optimizer "
-                f"{len(variables)}. Build and compile them as before, or delete the file to train from the start."
+                f"{self.path} holds {count} variables, this model and its optimizer {len(variables)}. Build and "
+                "compile them as before, or delete the file to train from the start."
             )
         for number, variable in enumerate(variables):
-            with archive.open(f"{number}.npy") as file:
-                array = np.lib.format.read_array(file)
+            array = _read_array(archive, f"{number}.npy")
             if array.shape != tuple(variable.shape):
                 raise ValueError(
                     f"{self.path} holds a variable of shape {array.shape} where {variable.path!r} has "
                     f"{tuple(variable.shape)}. Build the model as before, or delete the file to train from the start."
                 )
             variable.assign(array.view(variable.dtype) if array.dtype.kind == "V" else array)
+        _set_torch_generators([_read_array(archive, name) for name in archive.namelist() if name.startswith("torch_")])
         description = json.loads(archive.read(DESCRIPTION))
         set_schedule_factor(self.model, description["schedule_factor"])
         self.epoch, self._logs = description["epoch"], description["logs"]
         self.model._initial_epoch = self.epoch  # as BackupAndRestore does: there is no public way
+
+
+def _write_array(archive, name, array):
+    with archive.open(name, "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.asarray(array))
+
+
+def _read_array(archive, name):
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file)
+
+
+def _torch_generators():
+    """The states of torch's own generators, from which dropout without a seed draws on the torch backend."""
+    if keras.backend.backend() != "torch":
+        return []
+    import torch
+
+    return [torch.get_rng_state().numpy(), *(state.numpy() for state in torch.cuda.get_rng_state_all())]
+
+
+def _set_torch_generators(states):
+    if keras.backend.backend() != "torch" or not states:
+        return
+    import torch
+
+    torch.set_rng_state(torch.from_numpy(states[0]))
+    torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in states[1:]])

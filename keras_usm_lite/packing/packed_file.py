@@ -157,8 +157,11 @@ def _write(path, tensors, metadata):
 
     with replacing(os.fspath(path)) as temporary:
         try:
+            with open(temporary, "wb"):
+                mode = os.stat(temporary).st_mode  # of any new file; safetensors makes one for its owner's eyes only
             save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
+            os.chmod(temporary, mode)
+        except (OSError, SafetensorError) as error:
             raise OSError(f"{path}: cannot be written ({error}); free space or choose a writable folder.") from error
 
 

@@ -25,7 +25,7 @@ def compiled(rate="number", units=8, **compiling):
 
 def fit(model, *callbacks, epochs=4):
     settings = {"epochs": epochs, "batch_size": 4, "shuffle": False, "verbose": 0}
-    return model.fit(X, Y, callbacks=list(callbacks), **settings)
+    return model.fit(X, Y[:, : model.output_shape[-1]], callbacks=list(callbacks), **settings)
 
 
 def state(model):

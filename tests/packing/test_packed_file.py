@@ -345,3 +345,9 @@ def test_a_missing_file_is_reported_with_its_path(tmp_path):
     for path in (tmp_path / "nothing.usm", tmp_path):
         with pytest.raises(FileNotFoundError, match=str(path)):
             usm.load_packed(path)
+
+
+def test_others_may_read_a_packed_file_as_they_may_any_new_file(tmp_path):
+    (tmp_path / "any").write_bytes(b"")
+    path = usm.save_packed(keras.Sequential([keras.Input((8,)), usm.QuantDense(4)]), tmp_path / "model.usm")
+    assert os.stat(path).st_mode == os.stat(tmp_path / "any").st_mode
