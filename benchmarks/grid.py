@@ -1,10 +1,11 @@
 """The paper's grid on real speech: fine-tune one float recogniser at every width and pattern, several ways and seeds.
 
     python benchmarks/grid.py train --data CORPUS --float-model float.usm   # hours; stop and start it at will
-    python benchmarks/grid.py table --data CORPUS --float-model float.usm   # reads the test split
+    python benchmarks/grid.py table --data CORPUS --float-model float.usm   # the test split
 
 `train` goes through `PLAN` in its order and appends one row for each run to `results/grid_CORPUS.jsonl`: what was done,
-the error rates on dev, time, versions. It never reads the test split. `table` reads it once for each trained model.
+the error rates on dev, time, versions. What each model says to the test recordings is put away unread, in
+`results/grid_CORPUS/`, until `table` counts its errors.
 A change is relative to the float model fine-tuned for as long with the same seed. The protocol: benchmarks/README.md.
 """
 
@@ -16,6 +17,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -96,6 +98,11 @@ def run_name(bits, pattern, recipe, seed):
     return f"{width} {pattern or 'dense'} {recipe.replace(' ', '-')} {seed}"
 
 
+def file_name(run):
+    """The name without what file systems dislike."""
+    return run.replace(" ", "_").replace(":", "_")
+
+
 def compressed(usm, float_model, bits, pattern, recipe, calibration):
     """Return the copy that will be fine-tuned."""
     if bits is None and pattern is None:
@@ -137,12 +144,13 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
     steps = EPOCHS * len(batches)
     learner = usm.Distiller(model, float_model, kl_weight=recipe.distill) if recipe.distill else model
     usm.compile_ctc(learner, LEARNING_RATE, steps)
-    path = os.path.join(folder, run_name(bits, pattern, name, seed).replace(" ", "_").replace(":", "_"))
+    path = os.path.join(folder, file_name(run_name(bits, pattern, name, seed)))
     history = usm.fit_ctc(
         learner, batches, task.batches["dev"], task.tokenizer, EPOCHS,
         callbacks=pruning_callbacks(usm, recipe, pattern, steps), backup_dir=f"{path}.backup", verbose=2,
     ).history  # fmt: skip
     model.save(f"{path}.keras")
+    keep_outcome(usm, task, model, run_name(bits, pattern, name, seed))
     return {
         "run": run_name(bits, pattern, name, seed),
         "bits": bits,
@@ -188,25 +196,30 @@ def read_rows(path, float_model):
     return rows
 
 
-def evaluate(usm, keras, args, rows, folder):
-    """Return `{run: (texts, bytes)}` on the test split, and the references."""
-    import tempfile
+def keep_outcome(usm, task, model, run):
+    """Write what a model says to the test recordings, and the bytes of its files, for `table` to look at."""
+    _, texts = task.transcribe(model.predict_on_batch, "test")
+    with tempfile.TemporaryDirectory() as files:
+        paths = {
+            "packed": usm.save_packed(model, os.path.join(files, "model.usm")),
+            "archive": usm.save_packed(model, os.path.join(files, "archive.usm"), archive=True),
+            "tflite": usm.export_litert(model, os.path.join(files, "model.tflite")),
+        }
+        sizes = {kind: os.path.getsize(path) for kind, path in paths.items()}
+    folder = os.path.join(RESULTS, f"grid_{task.corpus.name}")
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, f"{file_name(run)}.json"), "w") as file:
+        json.dump({"bytes": {**sizes, "float32": usm.report(model).float32_bytes}, "texts": texts}, file, indent=0)
 
-    task = usm.data.SpeechTask.prepare(usm.data.open_corpus(args.data))
+
+def read_outcomes(rows, corpus):
+    """Return `{run: (texts, bytes)}` as `keep_outcome` wrote them."""
     found = {}
     for row in rows:
-        path = os.path.join(folder, row["run"].replace(" ", "_").replace(":", "_"))
-        model = keras.models.load_model(f"{path}.keras", compile=False)
-        references, texts = task.transcribe(model.predict_on_batch, "test")
-        with tempfile.TemporaryDirectory() as files:
-            sizes = {
-                "packed": usm.save_packed(model, os.path.join(files, "model.usm")),
-                "archive": usm.save_packed(model, os.path.join(files, "archive.usm"), archive=True),
-                "tflite": usm.export_litert(model, os.path.join(files, "model.tflite")),
-            }
-            sizes = {name: os.path.getsize(file) for name, file in sizes.items()}
-        found[row["run"]] = texts, {**sizes, "float32": usm.report(model).float32_bytes}
-    return found, references
+        with open(os.path.join(RESULTS, f"grid_{corpus}", f"{file_name(row['run'])}.json")) as file:
+            outcome = json.load(file)
+        found[row["run"]] = outcome["texts"], outcome["bytes"]
+    return found
 
 
 def table(usm, rows, found, references):
@@ -268,8 +281,9 @@ def main():
     path = os.path.join(RESULTS, f"grid_{corpus}.jsonl")
     rows = read_rows(path, checksum(args.float_model))
     if args.task == "table":
-        found, references = evaluate(usm, keras, args, rows, folder)
-        lines = table(usm, rows, found, references)
+        task = usm.data.SpeechTask.prepare(usm.data.open_corpus(args.data))
+        references = [utterance.text for utterance in task.utterances["test"]]
+        lines = table(usm, rows, read_outcomes(rows, corpus), references)
         for suffix, content in ((".md", as_markdown(corpus, lines)), (".json", json.dumps(lines, indent=1) + "\n")):
             with replacing(path.replace(".jsonl", suffix)) as temporary, open(temporary, "w") as file:
                 file.write(content)
