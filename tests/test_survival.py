@@ -52,16 +52,24 @@ def values(model):
     return [keras.ops.convert_to_numpy(variable) for variable in [*model.variables, *model.optimizer.variables]]
 
 
-class Spoil(StepCallback):
-    """Make a weight a NaN before some step, in as many trainings."""
+def restored(folder):
+    """A new model in the state of the backup."""
+    model, backup = recogniser(), usm.callbacks.Backup(folder)
+    model.optimizer.build(model.trainable_variables)
+    backup.set_model(model)
+    backup.restore()
+    return model
 
-    def __init__(self, times, step=STEPS + 1):
+
+class Spoil(StepCallback):
+    """Make a weight a NaN in the second epoch, in as many trainings."""
+
+    def __init__(self, times):
         super().__init__()
         self.times = times
-        self.step = step
 
     def on_step(self, step):
-        if step == self.step and self.times:
+        if step == STEPS + 1 and self.times:
             self.times -= 1
             self.synchronize()
             self.model.head.bias.assign(np.full(3, np.nan))
@@ -72,12 +80,9 @@ def test_a_loss_that_is_no_number_stops_the_training_and_the_backup_is_the_last_
         usm.callbacks.NonFiniteError, match=r"loss is nan after batch 1 of epoch 1.*training\.zip holds"
     ):
         fit(recogniser(), Spoil(1), backup_dir=tmp_path)
-    whole, resumed = recogniser(), recogniser()
-    expected = fit(whole)
-    history = fit(resumed, backup_dir=tmp_path)
-    assert history.epoch == [0, 1, 2] and history.history.keys() == expected.history.keys()
-    for got, wanted in zip(values(resumed), values(whole), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    good = restored(tmp_path)
+    assert int(good.optimizer.iterations) == STEPS
+    assert all(np.isfinite(value).all() for value in values(good))
 
 
 def test_without_a_backup_the_message_says_how_to_get_one():
@@ -85,13 +90,12 @@ def test_without_a_backup_the_message_says_how_to_get_one():
         fit(recogniser(), Spoil(1))
 
 
-@pytest.mark.parametrize(("epoch", "times"), [(0, 1), (1, 2)])
-def test_recovery_goes_back_to_the_beginning_of_the_epoch_and_on_at_half_the_rate(epoch, times, tmp_path):
+def test_recovery_goes_back_to_the_beginning_of_the_epoch_and_on_at_half_the_rate(tmp_path):
     model = recogniser()
-    message = f"after batch 1 of epoch {epoch} .*Going back to .*training.zip at half the learning rate"
+    message = "after batch 1 of epoch 1 .*Going back to .*training.zip at half the learning rate"
     with pytest.warns(UserWarning, match=message):
-        history = fit(model, Spoil(times, step=epoch * STEPS + 1), backup_dir=tmp_path, recover=2)
-    assert schedule_factor(model) == 0.5**times
+        history = fit(model, Spoil(2), backup_dir=tmp_path, recover=2)
+    assert schedule_factor(model) == 0.25
     assert history.epoch == [0, 1, 2] and np.isfinite(history.history["loss"]).all()
     assert all(np.isfinite(value).all() for value in values(model))
     assert int(model.optimizer.iterations) == EPOCHS * STEPS
@@ -104,9 +108,7 @@ def test_recovery_goes_back_to_the_beginning_of_the_epoch_and_on_at_half_the_rat
 def test_recovery_gives_up_and_keeps_the_backup(tmp_path):
     with pytest.warns(UserWarning), pytest.raises(usm.callbacks.NonFiniteError, match="which 2 lower learning rates"):
         fit(recogniser(), Spoil(3), backup_dir=tmp_path, recover=2)
-    model = recogniser()
-    history = fit(model, backup_dir=tmp_path)
-    assert history.epoch == [0, 1, 2] and schedule_factor(model) == 0.25  # what was learnt about the rate stays
+    assert schedule_factor(restored(tmp_path)) == 0.25  # what was learnt about the rate stays
 
 
 def test_recovery_without_a_backup_is_refused():

@@ -193,7 +193,7 @@ def test_a_model_that_is_not_built_is_refused(tmp_path):
     model.compile("sgd", "mse")
     if keras.backend.backend() == "tensorflow":  # the others build before callbacks begin
         with pytest.raises(ValueError, match="'later' is not built"):
-            fit(model, Backup(tmp_path))
+            model.fit(X, Y, verbose=0, callbacks=[Backup(tmp_path)])
 
 
 def test_the_file_is_a_plain_archive_of_arrays(tmp_path):
