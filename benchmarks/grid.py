@@ -149,7 +149,6 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
         learner, batches, task.batches["dev"], task.tokenizer, EPOCHS,
         callbacks=pruning_callbacks(usm, recipe, pattern, steps), backup_dir=f"{path}.backup", verbose=2,
     ).history  # fmt: skip
-    model.save(f"{path}.keras")
     keep_outcome(usm, task, model, run_name(bits, pattern, name, seed))
     return {
         "run": run_name(bits, pattern, name, seed),

@@ -57,7 +57,7 @@ def train_float(usm, keras, task, args):
     usm.compile_ctc(model, args.learning_rate, args.epochs * len(train))
     backup = os.path.join(args.output, "backup-float")
     usm.fit_ctc(model, train, task.batches["dev"], task.tokenizer, args.epochs, backup_dir=backup)
-    model.save(finished)
+    save_model(model, finished)
     return model
 
 
@@ -85,7 +85,7 @@ def fine_tune(usm, keras, task, model, args, name):
     usm.fit_ctc(
         model, train, task.batches["dev"], task.tokenizer, args.finetune_epochs, callbacks=pruning, backup_dir=backup
     )
-    model.save(finished)
+    save_model(model, finished)
     return model
 
 
@@ -103,6 +103,13 @@ def remember_arguments(args):
                 "Give another --output, or delete the folder."
             )
     write_json(path, asked)
+
+
+def save_model(model, path):
+    """Write a .keras file, all or nothing."""
+    part = f"{path.removesuffix('.keras')}.part.keras"
+    model.save(part)
+    os.replace(part, path)
 
 
 def write_json(path, content):
@@ -124,7 +131,7 @@ def write_files(usm, keras, task, float_model, model, folder):
     }
     usm.save_tokenizer(task.tokenizer, os.path.join(folder, "tokenizer.json"))
     if not os.path.exists(paths["float .keras"]):
-        float_model.save(paths["float .keras"])
+        save_model(float_model, paths["float .keras"])
     usm.save_packed(model, paths["packed .usm"])
     rate = task.frontend.sample_rate
     usm.export_litert(float_model, paths["float .tflite"], sample_rate_input=rate, frontend=task.frontend)
