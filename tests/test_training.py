@@ -81,3 +81,12 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(tmp_p
     resumed = run(str(tmp_path / "cut"))
     for expected, got in zip(whole, resumed, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrapper", ["Distiller", "CoTrainer"])
+def test_the_recipe_trains_what_wraps_a_recogniser(wrapper):
+    student, train = usm.compress(model(), {"ffn": ("int4", None)}), batches()
+    learner = usm.Distiller(student, model()) if wrapper == "Distiller" else usm.CoTrainer(student)
+    usm.compile_ctc(learner, 1e-2, steps=2 * len(train))
+    history = usm.fit_ctc(learner, train, batches(shuffle=False), TOKENIZER, 2, verbose=0).history
+    assert history["loss"][1] < history["loss"][0]

@@ -135,6 +135,10 @@ class CoTrainer(keras.Model):
         share = np.geomspace(*LOW_SHARE, num=len(_quantized_layers(self.student)), dtype="float32")
         return ops.less(keras.random.uniform(share.shape, seed=self.seed_generator), share)
 
+    def compute_output_shape(self, input_shape):
+        """The shape of the student's logits."""
+        return self.student.compute_output_shape(input_shape)
+
     def get_config(self):
         """Return the constructor's arguments, the student serialised."""
         return {

@@ -135,6 +135,10 @@ class Distiller(keras.Model):
     def load_own_variables(self, store):
         """Load nothing here: student and teacher load their weights themselves."""
 
+    def compute_output_shape(self, input_shape):
+        """The shape of the student's logits."""
+        return self.student.compute_output_shape(input_shape)
+
     def get_config(self):
         """Return the constructor's arguments, both models serialised."""
         return {
