@@ -11,7 +11,6 @@ which would mend most of the loss, is left out. A run that was interrupted conti
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
 
@@ -70,30 +69,6 @@ def write_files(usm, model, folder):
     return {kind: size_on_disk(path) for kind, path in paths.items()}
 
 
-def test_batches(task):
-    """The test set with labels, which `SpeechTask` keeps out of its batches."""
-    batches, found = task.batches["test"], []
-    for number in range(len(batches)):
-        x, _, weight = batches[number]
-        rows = [task.tokenizer.encode(task.utterances["test"][i].text) for i in batches.batch_indices(number)]
-        labels = [row + [0] * (max(map(len, rows)) - len(row)) for row in rows]
-        found.append((x, labels, weight[: len(rows)]))
-    return found
-
-
-def calibration_batch(task, frames=160, rows=64):
-    """Features of training utterances, cut to one length: `[rows, frames, bins]`."""
-    import numpy as np
-
-    batches, found = task.batches["train"], []
-    for number in range(len(batches)):
-        x = batches[number][0]
-        found += [row[:frames] for row, length in zip(x["features"], x["lengths"], strict=True) if length >= frames]
-        if len(found) >= rows:
-            break
-    return np.stack(found[:rows])
-
-
 def measure_parity(usm, model, dataset, tokenizer, path):
     """Export a model, hold the file against it, and return what the gate says."""
     usm.export_litert(model, path)
@@ -116,33 +91,10 @@ def measure_parity(usm, model, dataset, tokenizer, path):
     }
 
 
-def milliseconds(paths, repeats):
-    """Return the median CPU time of one call on one thread of each file, the files taking turns.
-
-    CPU time is what the call takes on an idle machine; other processes do not count.
-    """
-    import numpy as np
-    from ai_edge_litert.interpreter import Interpreter
-
-    audio = 0.1 * np.random.default_rng(0).normal(size=(1, SECONDS * SAMPLE_RATE)).astype("float32")
-    interpreters, times = {}, {name: [] for name in paths}
-    for name, path in paths.items():
-        interpreter = interpreters[name] = Interpreter(path, num_threads=1)
-        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], audio.shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], audio)
-        interpreter.invoke()
-    for _ in range(repeats):
-        for name, interpreter in interpreters.items():
-            start = time.process_time()
-            interpreter.invoke()
-            times[name].append(1000 * (time.process_time() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def run_cell(usm, small, tiny, task, name, folder):
     """Make one row of the table, or read the one an earlier run made."""
     from finetune_usm_lite import write_json
+    from post_training_grid import calibration_batch
 
     finished = os.path.join(folder, "cell.json")
     if os.path.exists(finished):
@@ -152,9 +104,9 @@ def run_cell(usm, small, tiny, task, name, folder):
     width, pattern = CELLS[name]
     start = time.time()
     row = {"bytes": write_files(usm, compressed(usm, small, width, pattern), folder)}
-    model = compressed(usm, tiny, width, pattern, calibration_batch(task))
+    model = compressed(usm, tiny, width, pattern, calibration_batch(task, utterances=64, frames=160))
     path = os.path.join(folder, "tiny.tflite")
-    row["parity"] = measure_parity(usm, model, test_batches(task), task.tokenizer, path)
+    row["parity"] = measure_parity(usm, model, task.labelled("test"), task.tokenizer, path)
     row["seconds"] = time.time() - start
     write_json(finished, row)
     return row
@@ -192,6 +144,7 @@ def main():
     args = parse_arguments()
     import finetune_usm_lite as example
     import keras
+    from litert_profile import milliseconds
 
     import keras_usm_lite as usm
 
@@ -203,9 +156,9 @@ def main():
     small = usm.USMForCTC(task.tokenizer.vocab_size, "small")
     folders = {name: os.path.join(args.output, name.replace(" ", "-").replace(":", "_")) for name in CELLS}
     cells = {name: run_cell(usm, small, tiny, task, name, folders[name]) for name in CELLS}
-    for name, ms in milliseconds(
-        {name: os.path.join(folder, FILES["LiteRT"]) for name, folder in folders.items()}, args.repeats
-    ).items():
+    shape = (SECONDS * SAMPLE_RATE,)
+    files = {name: (os.path.join(folder, FILES["LiteRT"]), shape) for name, folder in folders.items()}
+    for name, ms in milliseconds(files, args.repeats).items():
         cells[name]["ms"] = ms
     result = {
         "command": "python benchmarks/deployment.py",

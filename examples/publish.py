@@ -58,16 +58,6 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
-def labelled(task, split):
-    """Return the batches of a split with the labels of their texts, which `SpeechTask` keeps out of the test set."""
-    batches, found = task.batches[split], []
-    for number in range(len(batches)):
-        x, _, weight = batches[number]
-        rows = [task.tokenizer.encode(task.utterances[split][i].text) for i in batches.batch_indices(number)]
-        found.append((x, [row + [0] * (max(map(len, rows)) - len(row)) for row in rows], weight[: len(rows)]))
-    return found
-
-
 def wer_interval(usm, references, texts, draws=10_000, seed=0):
     """Return the 95 % interval of a word error rate, from a bootstrap over utterances."""
     import numpy as np
@@ -94,7 +84,7 @@ def write_files(usm, model, task, folder):
     usm.save_tokenizer(task.tokenizer, os.path.join(folder, "tokenizer.json"))
     path = os.path.join(folder, "model.tflite")
     parity = usm.verify_litert(
-        model, usm.export_litert(model, path), labelled(task, "test"), task.tokenizer, tolerance=0.01
+        model, usm.export_litert(model, path), task.labelled("test"), task.tokenizer, tolerance=0.01
     )
     usm.export_litert(model, path, sample_rate_input=task.frontend.sample_rate, frontend=task.frontend)
     return parity

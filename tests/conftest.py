@@ -1,6 +1,26 @@
-"""Settings for all tests."""
+"""Settings and tools for all tests."""
 
+import contextlib
+import resource
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("no deadline", deadline=None)  # the first example of a test pays for compiling
 settings.load_profile("no deadline")
+
+
+@pytest.fixture
+def full_disk():
+    """`with full_disk(limit)`: no file may grow beyond `limit` bytes; a write fails in the middle."""
+
+    @contextlib.contextmanager
+    def limited(limit):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

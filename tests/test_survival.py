@@ -4,9 +4,7 @@ Cache files that are damaged or cannot be written: `tests/data/test_feature_cach
 `tests/data/test_manifest.py`; damaged packed files: `tests/packing/`. Kills: `benchmarks/survival.py`.
 """
 
-import contextlib
 import os
-import resource
 
 import keras
 import numpy as np
@@ -144,17 +142,6 @@ def test_a_bucket_without_utterances_neither_breaks_nor_moves_the_model():
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), old, err_msg=variable.path)
 
 
-@contextlib.contextmanager
-def full_disk(limit):
-    """No file may grow beyond `limit` bytes: a write fails in the middle, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def kept(model, folder, epoch):
     """Write a backup and return the callback and the bytes."""
     model.optimizer.build(model.trainable_variables)
@@ -165,7 +152,7 @@ def kept(model, folder, epoch):
     return backup, (folder / "training.zip").read_bytes()
 
 
-def test_a_full_disk_leaves_the_backup_before_it(tmp_path):
+def test_a_full_disk_leaves_the_backup_before_it(tmp_path, full_disk):
     backup, before = kept(recogniser(), tmp_path, epoch=1)
     message = r"backup of epoch 2, the one before is intact \(.*too large\); free space .*training\.zip"
     with full_disk(len(before) // 2), pytest.raises(OSError, match=message):

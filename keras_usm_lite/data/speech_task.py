@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+import numpy as np
 from keras import ops
 
 from keras_usm_lite.data.audio import load_audio
@@ -93,6 +94,28 @@ class SpeechTask:
             for row, index in enumerate(batches.batch_indices(number)):
                 hypotheses[index] = self.tokenizer.decode(labels[row])
         return [utterance.text for utterance in self.utterances[split]], hypotheses
+
+    def labelled(self, split):
+        """Return the batches of a split with the labels of its texts, as `usm.verify_litert` takes them.
+
+        The batches of "test" have no labels of their own, so that nothing trains on them by mistake.
+
+        Returns:
+            A list of `(x, labels, sample_weight)`.
+
+        Raises:
+            ValueError: a text that the tokenizer cannot spell.
+        """
+        batches, found = self.batches[split], []
+        for number in range(len(batches)):
+            x, _, weight = batches[number]
+            rows = [
+                self.tokenizer.encode(self.utterances[split][index].text) for index in batches.batch_indices(number)
+            ]
+            rows += [[]] * (len(weight) - len(rows))
+            length = max(map(len, rows))
+            found.append((x, np.array([row + [0] * (length - len(row)) for row in rows], "int32"), weight))
+        return found
 
     def audio(self, utterance):
         """Return the samples of an utterance, float32 at the front end's sample rate."""

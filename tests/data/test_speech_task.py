@@ -63,3 +63,15 @@ def test_only_training_batches_are_shuffled(task):
 
     assert len(orders("train")) > 1
     assert len(orders("test")) == 1
+
+
+def test_labelled_batches_hold_the_texts_of_their_rows_and_nothing_for_rows_that_fill_up(task):
+    ((x, labels, weight),) = task.labelled("dev")
+    assert len(labels) == len(weight) == len(x["lengths"])
+    assert [task.tokenizer.decode(row) for row in labels[weight > 0]] == TEXTS["dev"]
+    assert not labels[weight == 0].any()
+
+
+def test_a_text_that_cannot_be_spelled_has_no_labels(task):
+    with pytest.raises(ValueError, match="sideways"):
+        task.labelled("test")

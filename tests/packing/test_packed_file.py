@@ -1,10 +1,8 @@
 """save_packed and load_packed: the same model back, and an error instead of a different one."""
 
-import contextlib
 import itertools
 import os
 import pathlib
-import resource
 import struct
 import subprocess
 import sys
@@ -303,18 +301,7 @@ def test_a_model_that_is_not_ready_is_refused_and_leaves_no_file(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@contextlib.contextmanager
-def full_disk(limit):
-    """No file may grow beyond `limit` bytes: a write fails in the middle, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_failing_write_leaves_the_old_file_as_it_was(packed):
+def test_a_failing_write_leaves_the_old_file_as_it_was(packed, full_disk):
     before = packed.read_bytes()
     with full_disk(1000), pytest.raises(OSError):
         usm.save_packed(small(), packed)
