@@ -57,8 +57,9 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
 
     Args:
         references: list of the texts that were spoken.
-        hypotheses_a: list of the texts that recogniser a, the baseline, found.
-        hypotheses_b: list of the texts that recogniser b found.
+        hypotheses_a: list of the texts that recogniser a, the baseline, found; or one such list for each of several
+            trainings (seeds) of it, whose errors on an utterance are added up and drawn together.
+        hypotheses_b: the same of recogniser b, as many trainings.
         draws: number of resampled test sets.
         seed: seed of the resampling.
 
@@ -66,8 +67,8 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
         The `PairedBootstrap`.
 
     Raises:
-        ValueError: if `draws` is below 1, the lists differ in length, a reference is empty, or a makes no
-            errors.
+        ValueError: if `draws` is below 1, the lists differ in length, a reference is empty, a makes no errors, or
+            a and b have different numbers of trainings.
 
     Example:
         >>> spoken, found_a, found_b = ["one two", "three"], ["one", "four"], ["one too", "three"]
@@ -79,8 +80,11 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}. Some thousands are usual.")
-    errors_a, words = _errors_and_words(references, hypotheses_a)
-    errors_b, _ = _errors_and_words(references, hypotheses_b)
+    runs_a, runs_b = _runs(hypotheses_a), _runs(hypotheses_b)
+    if len(runs_a) != len(runs_b):
+        raise ValueError(f"a has {len(runs_a)} trainings but b has {len(runs_b)}. Compare as many of each.")
+    errors_a, words = _errors_and_words(references, runs_a)
+    errors_b, _ = _errors_and_words(references, runs_b)
     if not errors_a.any():
         raise ValueError("Recogniser a makes no errors, so no change relative to it is defined. Swap a and b.")
 
@@ -108,18 +112,28 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
     )
 
 
-def _errors_and_words(references, hypotheses):
-    """Returns the number of word errors and of reference words of each utterance, as two arrays."""
-    output = jiwer.process_words(*comparable_texts(references, hypotheses))
-    errors = [
-        sum(
-            max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-            for chunk in alignment
-            if chunk.type != "equal"
-        )
-        for alignment in output.alignments
-    ]
-    return np.array(errors), np.array([len(words) for words in output.references])
+def _runs(hypotheses):
+    """Returns a list of lists of texts, also for the one list of a single training."""
+    return [hypotheses] if not hypotheses or isinstance(hypotheses[0], str) else list(hypotheses)
+
+
+def _errors_and_words(references, runs):
+    """Returns the word errors and the reference words of each utterance, summed over the runs, as two arrays."""
+    errors = words = 0
+    for hypotheses in runs:
+        output = jiwer.process_words(*comparable_texts(references, hypotheses))
+        errors = errors + np.array([_errors(alignment) for alignment in output.alignments])
+        words = words + np.array([len(spoken) for spoken in output.references])
+    return errors, words
+
+
+def _errors(alignment):
+    """Returns the number of words that are replaced, left out or added."""
+    return sum(
+        max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+        for chunk in alignment
+        if chunk.type != "equal"
+    )
 
 
 def _resampled_changes(errors_a, errors_b, picks):

@@ -56,6 +56,16 @@ def test_the_p_value_finds_no_change_in_noise_about_as_often_as_it_should():
     assert 0.35 <= np.mean(np.array(p_values) < 0.5) <= 0.65
 
 
+def test_trainings_of_one_recogniser_are_added_up_and_make_an_utterance_no_surer():
+    a, b = hypotheses(np.arange(200) < 60), hypotheses(np.arange(200) < 45)
+    one, three = paired_bootstrap(["yes"] * 200, a, b), paired_bootstrap(["yes"] * 200, [a] * 3, [b] * 3)
+    assert three == one  # as three independent test sets they would look surer
+    mixed = paired_bootstrap(["yes"] * 200, [a, b], [b, b], 100)
+    assert (mixed.wer_a, mixed.wer_b) == pytest.approx((105 / 400, 90 / 400))
+    with pytest.raises(ValueError, match="a has 1 trainings but b has 2"):
+        paired_bootstrap(["yes"] * 200, a, [b, b])
+
+
 def test_the_seed_fixes_the_result():
     a, b = hypotheses(np.arange(50) < 20), hypotheses(np.arange(50) < 17)
     first, again, other = (paired_bootstrap(["yes"] * 50, a, b, 999, seed) for seed in (1, 1, 2))

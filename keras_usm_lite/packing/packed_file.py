@@ -48,7 +48,7 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
         others: float32 arrays that have no codes: embeddings, convolutions, biases, norms, kernels that are sparse
             only. "float32" (exact); "float16", `|error| <= max(2^-11 |w|, 2^-25)`; "int8" with a float32 scale for
             each index of the first axis (of each output channel for a sparse kernel), `|error| <= max|w| / 254` with
-            the maximum over that row, while vectors and scalars stay exact.
+            the maximum over that row, while vectors and scalars are float16.
 
     Returns:
         `path`.

@@ -59,17 +59,17 @@ def check_scale(scale):
 def stored_type(dtype, ndim, others):
     """Return the type in which an array is stored.
 
-    Only float32 arrays are reduced. A vector or scalar (bias, norm, moving variance) stays float32 under "int8": it is
-    small, and 8 bits would ruin it.
+    Only float32 arrays are reduced. A vector or scalar (bias, norm, moving variance) is float16 under "int8": 8 bits
+    would ruin it.
 
     Example:
 
     >>> stored_type("float32", 2, "int8"), stored_type("float32", 1, "int8"), stored_type("int32", 2, "float16")
-    ('int8', 'float32', 'int32')
+    ('int8', 'float16', 'int32')
     """
-    if dtype != "float32" or (others == "int8" and ndim < 2):
+    if dtype != "float32":
         return dtype
-    return others
+    return "float16" if others == "int8" and ndim < 2 else others
 
 
 def reduce(array, others):
@@ -78,7 +78,7 @@ def reduce(array, others):
     * "float32": the array itself
     * "float16": rounded, `|error| <= max(2^-11 |w|, 2^-25)`
     * "int8": `round(w / s)` with one float32 `s = max|w| / 127` for each index of the first axis ("row"),
-      `|error| <= max|w| / 254`; an all-zero row has the scale 0
+      `|error| <= max|w| / 254`; an all-zero row has the scale 0. Vectors and scalars are "float16"
 
     Args:
         array: array of any type and shape; what `stored_type` leaves alone is returned as it is.
@@ -88,7 +88,7 @@ def reduce(array, others):
         `{"": array}`, or `{"": int8 codes, ".row_scale": float32 [rows]}`.
 
     Raises:
-        ValueError: a value beyond 65504 for "float16", or one that is not finite for "int8".
+        ValueError: a value beyond 65504 where float16 is stored, or one that is not finite where int8 is.
 
     Example:
 
@@ -104,7 +104,7 @@ def reduce(array, others):
             rounded = array.astype(np.float16)
         wrong = np.isfinite(array) & ~np.isfinite(rounded)
         if wrong.any():
-            raise ValueError(f"{array[wrong][0]:.6g} is beyond float16 (65504). Choose others='float32' or 'int8'.")
+            raise ValueError(f"{array[wrong][0]:.6g} is beyond float16 (65504). Choose others='float32'.")
         return {"": rounded}
     if not np.isfinite(array).all():
         raise ValueError("it holds values that are not finite, which int8 cannot. Choose others='float32'.")

@@ -223,10 +223,9 @@ def test_other_tensors_are_rounded_within_their_bound_and_codes_not_at_all(other
             errors[variable.path] = rounded, value
     assert len(errors) == 1 + 4 + 1 + 2
     for key, (rounded, value) in errors.items():
-        if others == "float16":
-            bound = np.maximum(2.0**-11 * np.abs(value), 2.0**-25)
-        else:
-            bound = np.abs(value).max(axis=-1, keepdims=True) / 254 * (1 + 2.0**-16) if value.ndim > 1 else 0
+        bound = np.maximum(2.0**-11 * np.abs(value), 2.0**-25)
+        if others == "int8" and value.ndim > 1:
+            bound = np.abs(value).max(axis=-1, keepdims=True) / 254 * (1 + 2.0**-16)
         assert np.all(np.abs(rounded - value) <= bound), key
     assert any(np.any(rounded != value) for rounded, value in errors.values())
 

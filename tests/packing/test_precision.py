@@ -97,13 +97,15 @@ def test_only_float32_is_reduced(dtype, others):
     np.testing.assert_array_equal(restore(parts, dtype), array)
 
 
-def test_vectors_and_scalars_are_not_int8():
+def test_vectors_and_scalars_are_float16_where_matrices_are_int8():
     for array in (np.float32([1e-9, 5.0]), np.float32(3.3)):
-        np.testing.assert_array_equal(restore(reduce(array, "int8"), "float32"), array)
+        parts = reduce(array, "int8")
+        assert list(parts) == [""] and parts[""].dtype == np.float16
+        np.testing.assert_array_equal(parts[""], array.astype("float16"))
 
 
 def test_numbers_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"70000 is beyond float16.*others='float32' or 'int8'"):
+    with pytest.raises(ValueError, match=r"70000 is beyond float16.*others='float32'"):
         reduce(np.float32([1, 70000]), "float16")
     with pytest.raises(ValueError, match="not finite, which int8 cannot"):
         reduce(np.float32([[1, np.nan]]), "int8")

@@ -1,0 +1,130 @@
+"""What the grid runs: recipes, the runs in their order, and how a recipe makes and trains a compressed copy."""
+
+import dataclasses
+import itertools
+
+LEFT_OUT = {"depthwise|subsampling/conv": (None, None)}
+EPOCHS, LEARNING_RATE = 10, 1e-3
+BITS, PATTERNS = (None, 8, 4, 3, 2), (None, "4:8", "2:4", "1:4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a compressed copy is made and fine-tuned.
+
+    Attributes:
+        scale, codebook: of `QuantizationConfig`.
+        start: of sparse copies: "float" weights; those "permuted" by `permute_channels`; or "one-shot": permuted, then
+            pruned with compensation by `one_shot`.
+        pruning: "few" magnitude shots in the first third of the training (the paper's way), "one" before its first
+            step, "gradual" (structure decay in the first half), "every step" (SR-STE, frozen after two thirds), or
+            "none" (masks stay as the start made them).
+        distill: weight of the divergence from the float checkpoint.
+        co_train: train a 4-bit branch with the same latent weights.
+    """
+
+    scale: str = "absmax"
+    codebook: str = "symmetric"
+    start: str = "float"
+    pruning: str = "few"
+    distill: float = 0.0
+    co_train: bool = False
+
+
+# "paper" is the paper's way. Those of the second group differ from it in one thing, those of the third combine.
+RECIPES = {
+    "paper": Recipe(),
+    "mse": Recipe(scale="mse"),
+    "learned": Recipe(scale="learned"),
+    "full": Recipe(scale="learned", codebook="full"),
+    "four levels": Recipe(scale="learned", codebook="midrise"),
+    "distilled": Recipe(distill=1.0),
+    "co-trained": Recipe(co_train=True),
+    "one mask": Recipe(pruning="one"),
+    "gradual": Recipe(pruning="gradual"),
+    "SR-STE": Recipe(pruning="every step"),
+    "permuted": Recipe(start="permuted"),
+    "compensated": Recipe(scale="mse", start="one-shot", pruning="none"),
+    "ours": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0),
+    "ours, four levels": Recipe(scale="learned", codebook="midrise", start="one-shot", pruning="none", distill=1.0),
+    "ours, gradual": Recipe(scale="learned", pruning="gradual", distill=1.0),
+}
+CONTROL = (None, None, "paper")  # the float model, fine-tuned for as long
+CENTRE = ((4, "2:4"), (2, None), (4, "1:4"), (2, "2:4"), (2, "1:4"))
+OURS = ("distilled", "ours")
+
+
+def _plan():
+    """Yield (bits, pattern, recipe, seed), most telling first; a run may be named twice."""
+    yield (*CONTROL, 0)
+    yield from ((*cell, "paper", 0) for cell in CENTRE)
+    yield from ((*cell, recipe, 0) for recipe in OURS for cell in CENTRE)
+    yield (None, None, "distilled", 0)
+    yield (2, None, "ours, four levels", 0)
+    yield (4, "1:4", "ours, gradual", 0)
+    for seed in (1, 2):
+        yield (*CONTROL, seed)
+        yield from ((*cell, recipe, seed) for cell in CENTRE for recipe in ("paper", *OURS))
+    for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
+        yield (2, None, recipe, 0)
+    for recipe in ("one mask", "gradual", "SR-STE", "permuted", "compensated", "co-trained"):
+        yield (4, "1:4", recipe, 0)
+    for recipe in ("mse", "learned", "four levels", "gradual", "SR-STE", "permuted", "compensated", "co-trained"):
+        yield (2, "2:4", recipe, 0)
+    for seed in (0, 1, 2):
+        yield from ((*cell, recipe, seed) for cell in itertools.product(BITS, PATTERNS) for recipe in ("paper", *OURS))
+
+
+PLAN = tuple(dict.fromkeys(_plan()))
+
+
+def run_name(bits, pattern, recipe, seed):
+    """Name of a run in files and on the command line."""
+    width = "float" if bits is None else f"int{bits}"
+    return f"{width} {pattern or 'dense'} {recipe.replace(', ', '-').replace(' ', '-')} {seed}"
+
+
+def file_name(run):
+    """The name without what file systems dislike."""
+    return run.replace(" ", "_").replace(":", "_")
+
+
+def compressed(usm, float_model, bits, pattern, recipe, calibration):
+    """Return the copy that will be fine-tuned."""
+    if bits is None and pattern is None:
+        return usm.compress(float_model, {**LEFT_OUT, "encoder/": (None, None)})
+    if pattern and recipe.start != "float":
+        float_model = usm.compress(float_model, {**LEFT_OUT, "encoder/": (None, pattern)})
+        usm.permute_channels(float_model)
+        if recipe.start == "one-shot":
+            usm.one_shot(float_model, calibration)
+    quantization = bits and usm.QuantizationConfig(bits, scale=recipe.scale, codebook=recipe.codebook)
+    sparsity = pattern and usm.SparsityConfig.resolve(pattern)
+    if pattern and recipe.pruning == "every step":
+        sparsity = sparsity.replace(every_step=True, gradient="sr_ste")
+    model = usm.compress(float_model, {**LEFT_OUT, "encoder/": (quantization, sparsity)})
+    if pattern and recipe.pruning == "none":
+        usm.update_masks(model)  # finds the zeros that one_shot left
+        for layer in usm.compressed_layers(model):
+            layer.update_scale()  # of the survivors
+    return model
+
+
+def learner_of(usm, model, float_model, recipe):
+    """Return what is compiled and fitted so that the model learns."""
+    if recipe.co_train:
+        return usm.CoTrainer(model, high_bits=4)
+    return usm.Distiller(model, float_model, kl_weight=recipe.distill) if recipe.distill else model
+
+
+def pruning_callbacks(usm, recipe, pattern, steps):
+    """Return what makes the masks while training."""
+    if pattern is None or recipe.pruning == "none":
+        return []
+    schedules = {
+        "one": {},
+        "few": {"num_shots": 5, "interval": max(steps // 15, 1)},
+        "gradual": {"num_shots": 5, "interval": max(steps // 10, 1), "gradual": True},
+        "every step": {"freeze_step": 2 * steps // 3},
+    }
+    return [usm.callbacks.NMPruning(**schedules[recipe.pruning])]
