@@ -6,7 +6,6 @@ import numpy as np
 from keras import ops
 
 from keras_usm_lite.compression import compressed_layers
-from keras_usm_lite.core.nm_mask import nm_violations
 from keras_usm_lite.packing.entropy import entropy_bits
 from keras_usm_lite.packing.packed_layer import PACKED_VARIABLES
 from keras_usm_lite.packing.patterns import enumerative_bits, gather_kept, mask_to_indices
@@ -26,6 +25,7 @@ class LayerReport:
         kind: its class.
         weights: weights of its kernel.
         quantization, sparsity: what was done to it, or None.
+        mask_made: False where the N:M mask is not made yet: the sizes are those the kernel will have.
         non_zero: share of the effective kernel's weights that are not zero (not counted where nothing is compressed).
         bits_per_weight: storage of the kernel by enumerative coding, scales included.
         archive_bits: the same with codes and masks at their zeroth-order entropy, scales included.
@@ -37,6 +37,7 @@ class LayerReport:
     weights: int
     quantization: str | None
     sparsity: str | None
+    mask_made: bool
     non_zero: float
     bits_per_weight: float
     archive_bits: float
@@ -118,6 +119,9 @@ class ModelReport:
             f"compressed, position lists      {self.position_list_bytes:13,.0f} bytes  "
             f"{self.position_list_bytes / max(total, 1):7.2%} of FP32 (no scales)",
         ]
+        unmade = [row.path for row in self.rows if not row.mask_made]
+        if unmade:
+            lines.append(f"masks not made yet, sizes as if they were: {', '.join(unmade)}")
         untouched = [row.path for row in self.rows if not row.compressed]
         if untouched:
             lines.append(f"not compressed: {', '.join(untouched)}")
@@ -166,9 +170,11 @@ def report(model):
         matrices = sum(int(np.prod(variable.shape)) for variable in own if len(variable.shape) > 1)
         small += sum(int(np.prod(variable.shape)) for variable in own if len(variable.shape) < 2)
         if matrices:
-            rows.append(LayerReport(layer_path(layer), type(layer).__name__, matrices, None, None, 1.0, 32, 32, 32))
+            rows.append(
+                LayerReport(layer_path(layer), type(layer).__name__, matrices, None, None, True, 1.0, 32, 32, 32)
+            )
     if small:
-        rows.append(LayerReport("(biases and norms)", "", small, None, None, 1.0, 32, 32, 32))
+        rows.append(LayerReport("(biases and norms)", "", small, None, None, True, 1.0, 32, 32, 32))
     return ModelReport(tuple(rows))
 
 
@@ -190,6 +196,7 @@ def _compressed_row(layer):
         weights=kernel.size,
         quantization=None if layer.quantization is None else f"int{bits}",
         sparsity=None if layer.sparsity is None else str(layer.sparsity),
+        mask_made=layer.mask_made,
         non_zero=float(np.count_nonzero(kernel)) / kernel.size,
         bits_per_weight=bits * density + enumerative + scale_bits,
         archive_bits=code_entropy + mask_entropy + scale_bits,
@@ -206,7 +213,7 @@ def _entropies(layer, code_bits, mask_bits):
     if layer.sparsity is not None:
         n, m = layer.sparsity.n, layer.sparsity.m
         mask = ops.convert_to_numpy(layer.mask)
-        if int(nm_violations(mask, n, m)):
+        if not layer.mask_made:
             return code_bits, mask_bits
         mask_bits = entropy_bits(mask_to_indices(mask, n, m).ravel()) / size
     if layer.quantization is not None and layer.active_bits <= 8:

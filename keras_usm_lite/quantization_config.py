@@ -7,7 +7,7 @@ import keras
 from keras_usm_lite.core.quantize import CODEBOOKS
 
 BITS = (1, 2, 3, 4, 8)
-SCALES = ("absmax", "mse", "learned")
+SCALES = ("absmax", "mean", "mse", "learned")
 FORMS = ("native", "fake", "noise")
 ACTIVATIONS = (None, "dynamic", "static")
 
@@ -21,12 +21,13 @@ class QuantizationConfig:
     multiplied first and scaled afterwards, gradient straight through the rounding.
 
     Args:
-        bits: bits per weight: 8, 4, 3, 2 or 1. One bit is `sign(w) * mean|w|`.
+        bits: bits per weight: 8, 4, 3, 2 or 1. One bit is `sign(w) * mean|w|`: codebook "midrise", scale "mean".
         codebook: which integers are codes. "symmetric" (2 bits: -1, 0, 1), "full" (-2 .. 1, with "mse" or "learned":
             absmax reaches the highest code first), "midrise" (the four levels -1.5, -0.5, 0.5, 1.5; at most 4 bits),
             "asymmetric" (with an integer zero point).
-        scale: "absmax" (recomputed from the kernel in every step), "mse" (least squared error; stored, refreshed by
-            `layer.update_scale()`), "learned" (stored and trained, LSQ). `layer.freeze_scale()` stops any of them.
+        scale: "absmax" (recomputed from the kernel in every step; at one bit it is "mean", recomputed likewise), "mse"
+            (least squared error; stored, refreshed by `layer.update_scale()`), "learned" (stored and trained, LSQ).
+            `layer.freeze_scale()` stops any of them.
         per_tensor: one scale for the whole kernel instead of one per output channel.
         block_size: one scale per this many inputs of a channel (sub-channel quantization); None for whole channels.
         form: "native" multiplies by the integer codes and scales the product, so that what is trained is what an
@@ -64,14 +65,17 @@ class QuantizationConfig:
 
     def __post_init__(self):
         _check("bits", self.bits, BITS)
-        if self.bits == 1:  # the only one-bit code there is: sign times mean magnitude
+        object.__setattr__(self, "bits", int(self.bits))
+        if self.bits == 1:  # the only one-bit code there is
             object.__setattr__(self, "codebook", "midrise")
             if self.scale == "absmax":
-                object.__setattr__(self, "scale", "mse")
+                object.__setattr__(self, "scale", "mean")
         _check("codebook", self.codebook, CODEBOOKS)
         _check("scale", self.scale, SCALES)
         _check("form", self.form, FORMS)
         _check("activations", self.activations, ACTIVATIONS)
+        if self.scale == "mean" and self.bits > 1:
+            raise ValueError(f"scale='mean' is for one bit, got bits={self.bits}. Use scale='absmax' or 'mse'.")
         if self.codebook == "midrise" and self.bits > 4:
             raise ValueError(
                 f"codebook='midrise' has at most 4 bits, got bits={self.bits}. Use codebook='symmetric' at 8 bits."
@@ -95,6 +99,11 @@ class QuantizationConfig:
                 "form='native' scales the product once per output channel, which block_size does not allow. "
                 "Use form='fake' with block_size."
             )
+
+    @property
+    def live(self):
+        """True if the scale is recomputed from the kernel in every step; False if it is stored."""
+        return self.scale in ("absmax", "mean")
 
     @classmethod
     def resolve(cls, value):

@@ -1,6 +1,7 @@
 """`SparsityConfig`: which weights of one layer stay."""
 
 import dataclasses
+import numbers
 import re
 
 import keras
@@ -54,12 +55,14 @@ class SparsityConfig:
     score: str = "magnitude"
 
     def __post_init__(self):
-        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (self.n, self.m))
+        whole = all(isinstance(value, numbers.Integral) and not isinstance(value, bool) for value in (self.n, self.m))
         if not whole or not 1 <= self.n < self.m <= MAX_M:
             raise ValueError(
                 f"N:M sparsity keeps n of m weights with 1 <= n < m <= {MAX_M}, got n={self.n!r}, m={self.m!r}. "
                 "N counts non-zeros; for a dense layer use sparsity=None."
             )
+        object.__setattr__(self, "n", int(self.n))  # also of NumPy's integers, which JSON cannot hold
+        object.__setattr__(self, "m", int(self.m))
         for name, allowed in (("gradient", GRADIENTS), ("score", SCORES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported; choose one of {allowed}.")

@@ -52,7 +52,8 @@ def fit_ctc(model, train, dev, tokenizer, epochs, callbacks=(), backup_dir=None,
         epochs: passes over `train`.
         callbacks: further callbacks, for example `callbacks.NMPruning`; they see `val_wer` in the logs.
         backup_dir: folder for `callbacks.Backup`: an interrupted call, made again, continues at the epoch it was in
-            and ends like one that was not interrupted.
+            and ends like one that was not interrupted. The state at the end stays in it too: delete it when the model
+            is saved.
         recover: how many times a loss that is not finite may halve the learning rate; needs `backup_dir`.
         verbose: as in `model.fit`.
 
@@ -61,7 +62,7 @@ def fit_ctc(model, train, dev, tokenizer, epochs, callbacks=(), backup_dir=None,
 
     Raises:
         ValueError: an utterance of `train` has too few frames for its labels, or `recover` without `backup_dir`.
-        NonFiniteError: the loss, or a weight at the end of an epoch, is not finite; the backup is intact.
+        NonFiniteError: the loss, or a weight at the end of an epoch, is not finite; the backup holds the state before.
     """
     if recover and not backup_dir:
         raise ValueError(f"recover={recover} needs a place to go back to; pass backup_dir, or recover=0.")

@@ -144,6 +144,13 @@ def test_the_printed_table_names_every_layer_and_the_totals():
     assert "not compressed: two/big, (biases and norms)" in text
 
 
+def test_sizes_that_wait_for_a_mask_are_marked():
+    model = keras.Sequential([keras.Input((16,)), usm.QuantDense(8, "int4", sparsity="2:4", name="late")], name="model")
+    assert "masks not made yet, sizes as if they were: model/late" in str(usm.report(model))
+    usm.update_masks(model)
+    assert "not made yet" not in str(usm.report(model))
+
+
 def test_a_model_without_weights_has_a_report_too():
     assert "weights 0," in str(usm.report(keras.Sequential([keras.Input((8,)), keras.layers.ReLU()])))
 

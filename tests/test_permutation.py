@@ -93,6 +93,16 @@ def test_frozen_scales_and_producers_that_are_pruned_already_move_with_their_col
     np.testing.assert_allclose(array(model(BATCH)), before, atol=1e-4)
 
 
+def test_learned_scales_that_are_frozen_move_with_their_columns():
+    model = recogniser(usm.QuantizationConfig(4, scale="learned"), "2:4")
+    draw = np.random.default_rng(0)
+    for layer in usm.compressed_layers(model):
+        layer.set_frozen_scale(array(layer.kernel_scale) * draw.uniform(0.5, 1.5, layer.kernel_scale.shape))
+    before = array(model(BATCH))
+    permute_channels(model, sweeps=20)
+    np.testing.assert_allclose(array(model(BATCH)), before, atol=1e-4)
+
+
 def test_compressed_depthwise_kernels_move_too():
     model = usm.compress(recogniser(None, None), {"depthwise": ("int8", None), "block.*conv": ("int4", "2:4")})
     before = array(model(BATCH))

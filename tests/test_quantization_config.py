@@ -1,6 +1,7 @@
 """QuantizationConfig: shorthands, serialisation and refused combinations."""
 
 import keras
+import numpy as np
 import pytest
 
 from keras_usm_lite.quantization_config import BITS, QuantizationConfig
@@ -19,7 +20,15 @@ def test_a_config_survives_keras_serialisation():
 
 def test_one_bit_is_always_the_sign_code():
     assert QuantizationConfig(bits=1).codebook == "midrise"
-    assert QuantizationConfig(bits=1).scale == "mse"
+    assert QuantizationConfig(bits=1).scale == "mean"
+    assert QuantizationConfig(bits=1, scale="learned").scale == "learned"
+    with pytest.raises(ValueError, match="scale='mean' is for one bit, got bits=2"):
+        QuantizationConfig(bits=2, scale="mean")
+
+
+def test_numbers_are_kept_as_plain_integers():
+    assert type(QuantizationConfig(bits=np.int64(4)).bits) is type(QuantizationConfig(bits=4.0).bits) is int
+    assert str(QuantizationConfig(bits=4.0)) == "int4"
 
 
 def test_a_config_cannot_be_changed_in_place():
@@ -32,7 +41,7 @@ def test_a_config_cannot_be_changed_in_place():
     [
         ({"bits": 5}, "bits=5 is not supported; choose one of 1, 2, 3, 4, 8"),
         ({"bits": True}, "bits=True"),
-        ({"scale": "max"}, "scale='max'.*'absmax', 'mse', 'learned'"),
+        ({"scale": "max"}, "scale='max'.*'absmax', 'mean', 'mse', 'learned'"),
         ({"codebook": "ternary"}, "codebook='ternary'"),
         ({"form": "aqt"}, "form='aqt'"),
         ({"bits": 8, "codebook": "midrise"}, "at most 4 bits"),

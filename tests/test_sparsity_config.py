@@ -1,6 +1,9 @@
 """SparsityConfig: shorthands, serialisation and refused values."""
 
+import json
+
 import keras
+import numpy as np
 import pytest
 
 from keras_usm_lite.sparsity_config import SparsityConfig
@@ -16,6 +19,11 @@ def test_a_config_survives_keras_serialisation():
     config = SparsityConfig(n=1, m=8, gradient="sr_ste", every_step=True, sr_ste_decay=1e-3)
     assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(config)) == config
     assert SparsityConfig.resolve(config.get_config()) == config
+
+
+def test_integers_of_numpy_are_kept_as_plain_ones():
+    config = SparsityConfig(np.int64(2), np.int32(4))
+    assert config == SparsityConfig(2, 4) and json.dumps(config.get_config())
 
 
 @pytest.mark.parametrize("n, m", [(0, 4), (4, 4), (5, 4), (2, 17), (2.0, 4), (True, 4)])

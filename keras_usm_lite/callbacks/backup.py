@@ -1,16 +1,16 @@
 """`Backup`: a training that is killed at any moment and started again ends as if nothing had happened."""
 
-import contextlib
 import glob
 import json
 import os
+import warnings
 import zipfile
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_usm_lite.callbacks.finite_loss import NonFiniteError
+from keras_usm_lite.callbacks.finite_loss import require_finite
 from keras_usm_lite.data.manifest import replacing
 from keras_usm_lite.optimizers.slowed import schedule_factor, set_schedule_factor
 
@@ -18,12 +18,14 @@ DESCRIPTION = "training.json"
 
 
 class Backup(keras.callbacks.Callback):
-    """Keep the state of a training in one file, written before every epoch, and continue from it.
+    """Keep the state of a training in one file, written before every epoch and at the end, and continue from it.
 
     The file holds all variables of the model, masks, scales, bits and the states of its random generators included; all
     variables of the optimizer, and so the position in every schedule; how much the learning rate was slowed down; the
-    number of the epoch; and the logs of the epochs before. It takes the place of the one before when it is complete, so
-    a process that dies while writing loses nothing. When the training ends it is deleted.
+    number of the epoch; and the logs of the epochs before. It takes the place of the one before when it is complete and
+    flushed to the disk, so a process or machine that dies while writing loses nothing. The file of a finished training
+    stays: save the model, then delete it. Until then the same `fit` made again gives the finished model at once, with a
+    warning.
 
     `keras.callbacks.BackupAndRestore` leaves out random generators (dropout and SpecAugment start over) and writes
     weights and epoch number in place to two files (a kill within or between them leaves an unreadable state, or an
@@ -32,8 +34,7 @@ class Backup(keras.callbacks.Callback):
     Put it *first* in the list: other callbacks then find the restored state when training begins, and have done their
     part of an epoch when it is written. The order of the data must follow from the epoch (`fit_ctc` sees to it, by
     `SpeechBatches.set_epoch`). Callbacks of Keras that remember, such as `EarlyStopping` and
-    `ModelCheckpoint(save_best_only=True)`, start afresh. The file survives the process, not any power cut: it is not
-    flushed to the disk.
+    `ModelCheckpoint(save_best_only=True)`, start afresh.
 
     Args:
         folder: where `training.zip` is kept, one folder per training; it is made if missing.
@@ -44,7 +45,7 @@ class Backup(keras.callbacks.Callback):
 
     Raises:
         OSError: the file cannot be written; the one before is intact.
-        NonFiniteError: a trainable variable is not finite; the file before is intact.
+        NonFiniteError: a trainable variable is not finite, also after the last step; the file before is intact.
         ValueError: the model is not built, or the file is damaged or of another model or optimizer.
 
     Example:
@@ -59,8 +60,11 @@ class Backup(keras.callbacks.Callback):
     ...     return model.fit(np.ones((4, 8)), np.ones((4, 2)), epochs=4, verbose=0, callbacks=callbacks).history
     >>> whole = train(tempfile.mkdtemp())
     >>> folder = tempfile.mkdtemp()
-    >>> with contextlib.suppress(ZeroDivisionError):
+    >>> try:
     ...     history = train(folder, dies_in=2)
+    ... except ZeroDivisionError:
+    ...     print("died")
+    died
     >>> os.listdir(folder)
     ['training.zip']
     >>> np.allclose(train(folder)["loss"], whole["loss"])
@@ -82,6 +86,12 @@ class Backup(keras.callbacks.Callback):
         self.epoch, self._logs = None, []
         if os.path.exists(self.path):
             self.restore()
+            if self.epoch >= self.params.get("epochs", np.inf):
+                warnings.warn(
+                    f"{self.path} holds this training at its end (epoch {self.epoch}): nothing is left to train. "
+                    "Delete the file to train anew.",
+                    stacklevel=2,
+                )
 
     def on_epoch_begin(self, epoch, logs=None):
         """Write the state, unless it was just read."""
@@ -93,16 +103,16 @@ class Backup(keras.callbacks.Callback):
         self._logs.append(logs)
 
     def on_train_end(self, logs=None):
-        """Put the epochs before the interruption into the history and delete the file."""
+        """Write the last state, unless it was just read; put the epochs before the interruption into the history."""
         history = self.model.history
         before = self._logs[: len(self._logs) - len(history.epoch)]
-        first = history.epoch[0] if history.epoch else self.epoch
-        history.epoch[:0] = [first - len(before) + number for number in range(len(before))]
+        if history.epoch:
+            self.save(history.epoch[-1] + 1)
+        first = self.epoch - len(self._logs)
+        history.epoch[:0] = range(first, first + len(before))
         for name in {name: None for epoch in before for name in epoch}:
             history.history.setdefault(name, [])[:0] = [epoch[name] for epoch in before if name in epoch]
         self.model._initial_epoch = None  # or the model's next fit would begin there, too
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(self.path)
 
     def save(self, epoch):
         """Write the state at the beginning of an epoch.
@@ -112,8 +122,12 @@ class Backup(keras.callbacks.Callback):
         """
         try:
             os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-            with replacing(self.path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-                self._write(archive, epoch)
+            with replacing(self.path) as temporary:
+                with open(temporary, "wb") as file:
+                    with zipfile.ZipFile(file, "w") as archive:
+                        self._write(archive, epoch)
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError as error:
             last = "the one before is intact" if os.path.exists(self.path) else "there is none before it"
             raise OSError(
@@ -141,11 +155,8 @@ class Backup(keras.callbacks.Callback):
         trainable = {id(variable) for variable in self.model.trainable_variables}
         for number, variable in enumerate(self._variables()):
             array = ops.convert_to_numpy(variable)
-            if id(variable) in trainable and not np.isfinite(array).all():
-                raise NonFiniteError(
-                    f"Variable {variable.path!r} is not finite before epoch {epoch}. Look for features that are not "
-                    "finite, or lower the learning rate."
-                )
+            if id(variable) in trainable:
+                require_finite(variable, array, f"before epoch {epoch}")
             _write_array(archive, f"{number}.npy", array)
         for number, array in enumerate(_torch_generators()):
             _write_array(archive, f"torch_{number}.npy", array)

@@ -6,11 +6,25 @@ import math
 FADES = (None, "linear", "exponential")
 
 
+def structure_decay(n, m):
+    """Return the non-zeros per group on the way to n:m: `m - 1, m / 2, m / 4, ...`, as far as they exceed `n`, and `n`.
+
+    Source: SdGf, arXiv 2209.07617, section 3.
+
+    Example:
+
+    >>> structure_decay(1, 4), structure_decay(2, 4), structure_decay(1, 8)
+    ([3, 2, 1], [3, 2], [7, 4, 2, 1])
+    """
+    halves = dict.fromkeys([m - 1, *(m >> power for power in range(1, m.bit_length()))])
+    return [*(kept for kept in halves if kept > n), n]
+
+
 @dataclasses.dataclass(frozen=True)
 class Shots:
     """`num_shots` masks, one every `interval` steps from `start_step` on.
 
-    With `gradual`, early shots prune less: shot `i` of `S` keeps `n_i = n + ceil((m - 1 - n) (1 - i / (S - 1)))`.
+    With `gradual`, early shots prune less: they go through `structure_decay(n, m)`, in slots of equal length.
 
     Example:
 
@@ -43,8 +57,8 @@ class Shots:
         """Non-zeros per group of the mask made before step `due`."""
         if not self.gradual or self.num_shots == 1:
             return sparsity.n
-        left = self.num_shots - 1 - (due - self.start_step) // self.interval
-        return sparsity.n + -(-(sparsity.m - 1 - sparsity.n) * left // (self.num_shots - 1))
+        sequence, shot = structure_decay(sparsity.n, sparsity.m), (due - self.start_step) // self.interval
+        return sequence[shot * (len(sequence) - 1) // (self.num_shots - 1)]
 
 
 @dataclasses.dataclass(frozen=True)

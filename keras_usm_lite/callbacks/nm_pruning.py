@@ -6,6 +6,7 @@ from keras_usm_lite.callbacks.mask_schedules import FADES, Shots, TfmotSchedule,
 from keras_usm_lite.callbacks.step_callback import StepCallback
 from keras_usm_lite.compression import compressed_layers
 from keras_usm_lite.core.nm_mask import nm_violations
+from keras_usm_lite.rewrite import layer_path
 
 
 class NMPruning(StepCallback):
@@ -13,11 +14,12 @@ class NMPruning(StepCallback):
 
     * One-shot and few-shot: shot `i` happens before training step `start_step + i * interval`, for `i < num_shots`;
       afterwards the masks stay.
-    * `gradual` (structure decay): early shots prune less, shot `i` of `S` keeps
-      `n_i = n + ceil((m - 1 - n) (1 - i / (S - 1)))` of `m`, so that 1:4 in three shots goes 3:4, 2:4, 1:4.
+    * `gradual` (structure decay): early shots prune less; the shots go through `m - 1, m / 2, m / 4, ..., n` of `m`, so
+      that 1:4 in three shots goes 3:4, 2:4, 1:4, and 1:8 in four goes 7:8, 4:8, 2:8, 1:8.
     * `decay` (mask decay): pruned weights are not zero at once but fade, `w (mask + (1 - mask) beta_t)`, with
-      `beta_t = 1 - t / decay_steps` or `exp(-5 t / decay_steps)`, `t` steps after the first mask; the gradient goes to
-      all weights in the same measure. After `decay_steps` they are zero.
+      `beta_t = 1 - t / decay_steps` or `exp(-5 t / decay_steps)`, `t` steps after the first mask. Their gradient fades
+      alike with `SparsityConfig(gradient="hard")`, and is full, as in the source, with "ste". After `decay_steps` they
+      are zero.
     * Layers with `SparsityConfig(every_step=True)` make their own masks in every step; `freeze_step` ends that.
 
     All state is in the layers and in the optimizer's step count, so an interrupted training continues with the same
@@ -123,12 +125,23 @@ class NMPruning(StepCallback):
             layer.mask_frozen.assign(1.0)
 
     def on_train_end(self, logs=None):
-        """Warn if the training ended while pruned weights were still fading."""
+        """Warn if the training ended before the masks were made, or while pruned weights were still fading."""
+        self._warn_of_missing_masks()
         if self.decay is not None and self._fading and self._done is not None:
             warnings.warn(
                 f"The training ended before pruned weights had faded: decay_steps={self.decay_steps} from step "
                 f"{self.shots.first} on. The model is not sparse yet. Train on, or choose fewer decay_steps.",
                 stacklevel=2,
+            )
+
+    def _warn_of_missing_masks(self):
+        denser = [layer for layer in self._layers if not layer.mask_made]
+        if denser:
+            warnings.warn(
+                f"The training ended with {len(denser)} masks denser than their N:M, such as that of "
+                f"{layer_path(denser[0])!r} ({denser[0].sparsity}). Train for more steps, or let the schedule end "
+                "earlier.",
+                stacklevel=3,
             )
 
     def _missed(self, due):

@@ -31,8 +31,8 @@ class QuantizationSchedule(StepCallback):
             start of the last stage; None: never.
 
     Raises:
-        ValueError: stages or steps that cannot work, a model without quantized layers, or a layer whose bits should
-            change although its scale is frozen.
+        ValueError: stages or steps that cannot work, a model without quantized layers, 8 bits for a "midrise" layer,
+            or a layer whose bits should change although its scale is frozen.
 
     Example:
 
@@ -78,6 +78,13 @@ class QuantizationSchedule(StepCallback):
             raise ValueError(
                 "QuantizationSchedule found no quantized layer. Give layers quantization='int4' (or use usm.compress), "
                 "or drop the callback."
+            )
+        wide = [bits for _, bits in self.stages if bits is not None and bits > 4]
+        odd = [layer for layer in self._layers if layer.quantization.codebook == "midrise"]
+        if wide and odd:
+            raise ValueError(
+                f"Layer {layer_path(odd[0])!r} has the codebook 'midrise', of at most 4 bits, but a stage has "
+                f"{wide[0]}. Use None (float), 4, 3 or 2 bits in the stages."
             )
         self._previous = None
 

@@ -144,8 +144,9 @@ def estimate_scale(weights, mask=None, *, method, bits, codebook="symmetric", pe
     Args:
         weights: float tensor `[rows, columns]`, pruned weights already zero.
         mask: None or 0/1 tensor of the same shape.
-        method: "absmax", or "mse" (at one bit: mean magnitude, its closed form).
-        bits: bits per weight; an int for "mse", an int or a scalar tensor for "absmax".
+        method: "absmax"; "mean" (the mean magnitude at one bit, absmax above); or "mse" (at one bit: the mean
+            magnitude, its closed form).
+        bits: bits per weight; an int for "mse", else an int or a scalar tensor.
         codebook: see `core.quantize.code_range`.
         per_tensor: one scale for everything, shape `[1, 1]`.
         block_size: None (shape `[1, columns]`), or inputs per scale (shape `[rows / block_size, columns]`).
@@ -163,6 +164,9 @@ def estimate_scale(weights, mask=None, *, method, bits, codebook="symmetric", pe
     kept = None if mask is None else to_blocks(mask, block_size)
     if method == "absmax":
         pair = absmax_scale(blocks, bits, codebook, per_tensor)
+    elif method == "mean":
+        wide, one_bit = absmax_scale(blocks, bits, codebook, per_tensor)[0], mean_scale(blocks, per_tensor, kept)[0]
+        pair = ops.where(ops.convert_to_tensor(bits) > 1, wide, one_bit), None
     elif bits == 1:
         pair = mean_scale(blocks, per_tensor, kept)
     else:

@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_usm_lite.core.activations import input_range, quantize_inputs
 from keras_usm_lite.core.matrix_view import MatrixView
-from keras_usm_lite.core.nm_mask import nm_mask
+from keras_usm_lite.core.nm_mask import nm_mask, nm_violations
 from keras_usm_lite.core.quantize import (
     WIDEST_BITS,
     dequantize,
@@ -30,6 +30,9 @@ FLOAT_BITS = 24
 class CompressedKernel:
     """Mixin for a Keras layer that owns one `kernel` and multiplies by its compressed form.
 
+    A layer of your own mixes it in and calls `resolve_compression` in `__init__` and `_build_compression` in `build`;
+    `QuantDense` is the example.
+
     ```
     masked    = kernel * (mask + (1 - mask) * fade)            N:M, groups along the inputs
     codes     = clip(round(masked / scale + zero_point))       integers of `bits` bits
@@ -42,7 +45,7 @@ class CompressedKernel:
     * `mask_fade` scalar: what is left of a pruned weight (0, except during mask decay).
     * `bits` scalar: bits in force now (a schedule may start above the configured number).
     * `kernel_scale`, `kernel_zero_point` `[groups, outputs]`: the stored scale. "mse" and "learned" always use it
-      (a "learned" one is the only trainable variable here); "absmax" follows the kernel until it is frozen.
+      (a "learned" one is the only trainable variable here); "absmax" and "mean" follow the kernel until frozen.
     * `frozen_scale`, with a learned scale: its value once it is frozen.
     * `scale_frozen` scalar: 1 after `freeze_scale()` or `load_packed`: the stored scale holds whatever the kernel does.
     * `mask_frozen` scalar, with every-step masks: 1 once the mask is to stay.
@@ -100,7 +103,7 @@ class CompressedKernel:
     def _initial(self, index):
         """Initializer: scale (0) or zero point (1) of the initial dense kernel, also when Keras initializes late."""
         bits, layout = self.quantization.bits, self._scale_layout()
-        method = "absmax" if self.quantization.scale == "absmax" else "mse"
+        method = self.quantization.scale if self.quantization.live else "mse"
         return lambda shape, dtype=None: estimate_scale(self.kernel_matrix(), method=method, bits=bits, **layout)[index]
 
     @property
@@ -163,6 +166,11 @@ class CompressedKernel:
         codes = ops.cast(codes, "int8")
         return (codes, scale) if zero_point is None else (codes, scale, zero_point)
 
+    @property
+    def mask_made(self):
+        """False for a sparse layer whose mask still keeps more than N of M, True for all others."""
+        return self.sparsity is None or not int(nm_violations(self.mask, self.sparsity.n, self.sparsity.m))
+
     def mask_scores(self):
         """Importance of each weight: `|w|`, or `|w_ij| ||x_i||` with activation-weighted scores (Wanda)."""
         scores = ops.abs(ops.stop_gradient(self.kernel_matrix()))
@@ -178,6 +186,9 @@ class CompressedKernel:
 
         Returns:
             The number of mask entries that changed.
+
+        Raises:
+            ValueError: the layer is not sparse.
         """
         if self.sparsity is None:
             raise ValueError(f"Layer {self.name!r} has sparsity=None: it has no mask to update.")
@@ -297,12 +308,15 @@ class CompressedKernel:
             live = scale_gradient(stored, learned_scale_factor(shared, self.bits, self.quantization.codebook))
             frozen = ops.convert_to_tensor(self.scale_frozen) > 0
             return ops.where(frozen, ops.convert_to_tensor(self.frozen_scale), live), None
-        if self.quantization.scale != "absmax":
+        if not self.quantization.live:
             return stored, stored_zero
         if self.quantization.stop_scale_gradient:
             masked = ops.stop_gradient(masked)
         bits = ops.convert_to_tensor(self.bits)
-        live, live_zero = estimate_scale(masked, method="absmax", bits=bits, **self._scale_layout())
+        mask = self.mask if self.sparsity is not None else None
+        live, live_zero = estimate_scale(
+            masked, mask, method=self.quantization.scale, bits=bits, **self._scale_layout()
+        )
         frozen = ops.convert_to_tensor(self.scale_frozen) > 0
         return ops.where(frozen, stored, live), ops.where(frozen, stored_zero, live_zero) if asymmetric else None
 

@@ -35,6 +35,10 @@ class ConformerBlock(keras.layers.Layer):
         dropout: dropout rate.
         quantization, sparsity: compression of all pointwise projections, see `QuantDense`.
 
+    Raises:
+        ValueError: a size that is no positive integer, heads that do not divide the width into even sizes, or a width
+            that the sparsity pattern does not divide.
+
     Source: Conformer (arXiv 2005.08100), section 2.4; USM (arXiv 2303.01037), section 3.1.
 
     Example:

@@ -78,6 +78,11 @@ def fit_problem(kind, view, quantization, sparsity):
             f"cannot be {sparsity} sparse: N:M skips products inside a sum over inputs, which this kind of layer "
             f"({kind}) does not have. Give it sparsity=None"
         )
+    if sparsity is not None and sparsity.score == "activation" and kind not in ("dense", "einsum"):
+        return (
+            f"cannot have score='activation': the norms of a layer of this kind ({kind}) are not collected. Give it "
+            "score='magnitude'"
+        )
     inputs = view.shape[view.reduced[-1]] if kind in ("convolution", "convolution 3d") else view.rows
     if sparsity is not None and inputs % sparsity.m:
         return (

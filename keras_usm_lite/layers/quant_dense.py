@@ -111,7 +111,9 @@ class QuantDense(CompressedKernel, keras.layers.Layer):
             return ops.matmul(inputs, ops.cast(self.forward_kernel(training), self.compute_dtype))
         codes, scale, zero_point = self._train_codes()
         codes = codes if zero_point is None else codes - zero_point
-        return ops.matmul(inputs, ops.cast(codes, self.compute_dtype)) * ops.cast(scale[0], self.compute_dtype)
+        product = ops.matmul(inputs, ops.cast(codes, self.compute_dtype))
+        # The float32 scale that is served; a 16-bit copy of it would be another.
+        return ops.cast(ops.cast(product, "float32") * scale[0], self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         """`[..., inputs] -> [..., units]`."""

@@ -28,7 +28,7 @@ class RelativeSelfAttention(keras.layers.Layer):
         quantization, sparsity: compression of the four projections, see `QuantDense`.
 
     Raises:
-        ValueError: heads that do not divide the width, or a chunk size below 1.
+        ValueError: heads that do not divide the width; a number of heads or a chunk size that is no positive integer.
 
     Source: USM (arXiv 2303.01037), section 3.3 (chunk-wise attention); rotary positions: arXiv 2104.09864.
 
@@ -40,8 +40,12 @@ class RelativeSelfAttention(keras.layers.Layer):
 
     def __init__(self, num_heads, chunk_size=None, quantization=None, sparsity=None, **kwargs):
         super().__init__(**kwargs)
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be None (full attention) or at least 1 frame, got {chunk_size!r}.")
+        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+            raise ValueError(
+                f"chunk_size must be None (full attention) or a whole number of frames, got {chunk_size!r}."
+            )
+        if not isinstance(num_heads, int) or num_heads < 1:
+            raise ValueError(f"num_heads must be an integer of at least 1, got {num_heads!r}.")
         self.num_heads = num_heads
         self.chunk_size = chunk_size
         resolve_compression(self, quantization, sparsity)

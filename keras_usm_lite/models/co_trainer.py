@@ -164,7 +164,7 @@ def _raised(layer, bits, stays):
     """
     bits = ops.maximum(layer.bits, float(bits))
     pairs = [(layer.bits, bits), (layer.scale_frozen, 0.0)]
-    if layer.quantization.scale != "absmax":
+    if not layer.quantization.live:
         kernel = ops.stop_gradient(layer.masked_kernel())
         scale, zero_point = estimate_scale(kernel, method="absmax", bits=bits, **layer._scale_layout())
         pairs.append((layer.kernel_scale, scale))

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_usm_lite.core.nm_mask import nm_violations
 from keras_usm_lite.core.quantize import dequantize
 from keras_usm_lite.packing.bits import transposed
 from keras_usm_lite.packing.packed_entry import PackedEntry
@@ -127,13 +126,12 @@ def unpack_layer(layer, entry, arrays):
 def _final_mask(layer):
     if ops.convert_to_numpy(layer.mask_fade) != 0:
         raise ValueError("its pruned weights are still fading out. Finish the mask decay before packing.")
-    mask = ops.convert_to_numpy(layer.mask)
-    if int(nm_violations(mask, layer.sparsity.n, layer.sparsity.m)):
+    if not layer.mask_made:
         raise ValueError(
             f"its mask does not obey {layer.sparsity} yet. Train with callbacks.NMPruning, or call "
             "usm.update_masks(model) to prune at once."
         )
-    return mask != 0
+    return ops.convert_to_numpy(layer.mask) != 0
 
 
 def _kept(matrix, mask, sparsity):

@@ -94,12 +94,39 @@ def test_the_rest_of_a_process_that_died_while_writing_is_ignored_and_removed(tm
     assert_equal(resumed, whole)
 
 
-def test_a_finished_training_leaves_no_file_and_the_next_fit_of_the_model_begins_at_its_beginning(tmp_path):
-    interrupted(tmp_path)
-    resumed = compiled()
-    fit(resumed, Backup(tmp_path))
-    assert os.listdir(tmp_path) == []
+def test_a_finished_training_is_kept_until_its_file_is_deleted(tmp_path):
+    """A process that dies before it has saved the model finds the model again."""
+    finished, again = compiled(), compiled()
+    history = fit(finished, Backup(tmp_path))
+    with pytest.warns(UserWarning, match=r"training\.zip holds this training at its end \(epoch 4\).*Delete the file"):
+        repeated = fit(again, Backup(tmp_path))
+    assert_equal(again, finished)
+    assert (repeated.epoch, repeated.history) == (history.epoch, history.history)
+    os.remove(tmp_path / "training.zip")
+    assert fit(again, Backup(tmp_path)).epoch == [0, 1, 2, 3]
+
+
+def test_more_epochs_continue_a_finished_training(tmp_path):
+    fit(compiled(), Backup(tmp_path), epochs=3)
+    whole, resumed = compiled(), compiled()
+    fit(whole)
     assert fit(resumed, Backup(tmp_path)).epoch == [0, 1, 2, 3]
+    assert_equal(resumed, whole)
+
+
+def test_what_the_last_step_spoils_does_not_take_the_place_of_the_last_good_state(tmp_path):
+    model = compiled()
+
+    def spoil(epoch, logs):
+        if epoch == 3:
+            model.layers[-1].bias.assign(np.full(8, np.inf))
+
+    with pytest.raises(NonFiniteError, match="bias' is not finite before epoch 4"):
+        fit(model, Backup(tmp_path), keras.callbacks.LambdaCallback(on_epoch_end=spoil))
+    whole, resumed = compiled(), compiled()
+    fit(whole)
+    fit(resumed, Backup(tmp_path))
+    assert_equal(resumed, whole)
 
 
 def test_the_logs_of_callbacks_further_down_the_list_are_kept(tmp_path):

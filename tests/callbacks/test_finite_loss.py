@@ -29,6 +29,13 @@ def test_the_error_names_value_batch_and_epoch_and_what_to_do(value, others):
         fit(x, [FiniteLoss(), *others])
 
 
+def test_weights_that_the_last_step_spoils_are_noticed():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(1e38), "mse")
+    with pytest.raises(NonFiniteError, match="is not finite after the last step.*lower the learning rate"):
+        model.fit(np.full((1, 2), 30.0), np.full((1, 1), 1e3), verbose=0, callbacks=[FiniteLoss()])
+
+
 def test_a_finite_training_is_left_alone():
     fit(np.ones((6, 2)), [FiniteLoss()])
 

@@ -4,17 +4,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_usm_lite.callbacks.mask_schedules import Shots, TfmotSchedule, fade
+from keras_usm_lite.callbacks.mask_schedules import Shots, TfmotSchedule, fade, structure_decay
 from keras_usm_lite.sparsity_config import SparsityConfig
 
 
 @pytest.mark.parametrize(
     ("pattern", "shots", "kept"),
-    [("1:4", 3, [3, 2, 1]), ("2:4", 2, [3, 2]), ("2:4", 4, [3, 3, 3, 2]), ("4:8", 4, [7, 6, 5, 4]), ("1:4", 1, [1])],
+    [("1:4", 3, [3, 2, 1]), ("2:4", 2, [3, 2]), ("2:4", 4, [3, 3, 3, 2]), ("1:8", 4, [7, 4, 2, 1]), ("1:4", 1, [1])],
 )
 def test_the_gradual_sequence_starts_below_dense_and_ends_at_the_pattern(pattern, shots, kept):
     schedule = Shots(num_shots=shots, interval=7, gradual=True)
     assert [schedule.kept(SparsityConfig.resolve(pattern), 7 * shot) for shot in range(shots)] == kept
+
+
+@given(st.integers(2, 16).flatmap(lambda m: st.tuples(st.integers(1, m - 1), st.just(m))))
+def test_structure_decay_halves_what_is_kept_until_the_pattern(pattern):
+    n, m = pattern
+    kept = structure_decay(n, m)
+    assert kept[0] == m - 1 and kept[-1] == n and kept == sorted(set(kept), reverse=True)
+    assert all(after >= before // 2 for before, after in zip(kept, kept[1:], strict=False))
 
 
 @given(st.integers(0, 50), st.integers(1, 6), st.integers(1, 9), st.integers(0, 200))

@@ -166,6 +166,12 @@ def test_a_training_that_ends_before_the_weights_have_faded_warns():
         trained(NMPruning(decay="linear", decay_steps=100), compiled(network()))
 
 
+@pytest.mark.parametrize("late", [{"start_step": 100}, {"num_shots": 3, "interval": 100, "gradual": True}])
+def test_a_training_that_ends_before_the_last_mask_warns(late):
+    with pytest.warns(UserWarning, match=r"masks denser than their N:M, such as that of '.*' \(1:4\). Train for more"):
+        trained(NMPruning(**late), compiled(network(usm.SparsityConfig(1, 4))))
+
+
 def test_every_step_masks_stay_from_the_freeze_step_on():
     model = compiled(network(usm.SparsityConfig(1, 4, gradient="sr_ste", every_step=True)))
     model.optimizer.learning_rate = 0.5

@@ -274,6 +274,12 @@ def test_bits_cannot_change_under_a_scale_that_is_frozen_already():
         fit(model, QuantizationSchedule([(0, 8), (3, 4)]))
 
 
+def test_a_codebook_of_four_bits_at_most_is_refused_in_a_stage_of_eight():
+    with pytest.raises(ValueError, match="'midrise', of at most 4 bits, but a stage has 8. Use None"):
+        fit(make_model("int1"), QuantizationSchedule([(0, 8), (3, 1)]))
+    fit(make_model("int1"), QuantizationSchedule([(0, None), (1, 4), (3, 1)]))
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_a_float_warm_up_is_finite_in_sixteen_bits(policy):
     inputs = keras.Input((8,))

@@ -65,8 +65,22 @@ def test_one_bit_kernel_is_sign_times_mean_magnitude():
     keras.utils.set_random_seed(3)
     layer = usm.QuantDense(4, "int1")
     layer.build((None, 64))
-    kernel = ops.convert_to_numpy(layer.kernel)
-    expected = np.where(kernel >= 0, 1, -1) * np.abs(kernel).mean(axis=0)
+    for factor in (1.0, 0.3):  # the scale follows the kernel through a training
+        layer.kernel.assign(factor * layer.kernel)
+        kernel = ops.convert_to_numpy(layer.kernel)
+        expected = np.where(kernel >= 0, 1, -1) * np.abs(kernel).mean(axis=0)
+        np.testing.assert_allclose(ops.convert_to_numpy(layer.effective_kernel()), expected, rtol=1e-5)
+
+
+def test_the_mean_of_one_bit_is_that_of_survivors():
+    keras.utils.set_random_seed(3)
+    layer = usm.QuantDense(4, "int1", sparsity="1:4")
+    layer.build((None, 64))
+    assert not layer.mask_made
+    layer.update_mask()
+    assert layer.mask_made
+    kernel = ops.convert_to_numpy(layer.masked_kernel())
+    expected = np.sign(kernel) * np.abs(kernel).sum(axis=0) / 16
     np.testing.assert_allclose(ops.convert_to_numpy(layer.effective_kernel()), expected, rtol=1e-5)
 
 

@@ -33,6 +33,13 @@ def test_every_kind_can_be_quantized(kind):
     assert fit_problem(kind, MATRIX, usm.QuantizationConfig(4), None) is None
 
 
+@pytest.mark.parametrize("kind", ["convolution", "batched einsum"])
+def test_norms_of_inputs_are_for_kernels_whose_rows_are_inputs(kind):
+    activation = usm.SparsityConfig(2, 4, score="activation")
+    assert "score='magnitude'" in fit_problem(kind, MatrixView((8, 5), (0,), (1,)), None, activation)
+    assert fit_problem("einsum", MatrixView((8, 5), (0,), (1,)), None, activation) is None
+
+
 def test_a_convolution_needs_whole_groups_within_one_tap():
     taps = MatrixView((3, 4, 5), (0, 1), (2,))
     assert fit_problem("convolution", taps, None, usm.SparsityConfig(2, 4)) is None

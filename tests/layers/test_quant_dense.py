@@ -199,6 +199,16 @@ def test_mask_fade_lets_pruned_weights_through_in_part():
     np.testing.assert_allclose(array(layer.effective_kernel()), kernel * (mask + (1 - mask) * 0.25), rtol=1e-6)
 
 
+def test_the_gradient_of_a_fading_weight_fades_with_it_or_is_full_with_ste():
+    x = np.random.default_rng(1).normal(size=(8, 16)).astype("float32")
+    for gradient, share in (("hard", 0.25), ("ste", 1.0)):
+        layer = built(None, usm.SparsityConfig(gradient=gradient))
+        layer.mask_fade.assign(0.25)
+        upstream, (found, _) = gradients(layer, x)
+        expected = (x.T @ upstream) * np.where(array(layer.mask) == 1, 1, share)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_bits_in_force_can_be_higher_than_configured_and_float_like():
     layer = built("int2")
     coarse = np.abs(array(layer.effective_kernel()) - array(layer.kernel)).max()
@@ -219,6 +229,16 @@ def test_scales_are_float32_under_mixed_precision():
     for variable in (layer.kernel, layer.mask):
         assert variable.dtype == "float32"
     assert keras.backend.standardize_dtype(layer.effective_kernel().dtype) == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_sixteen_bits_multiply_by_the_scale_that_is_served(dtype):
+    """With one input of 1 the output is a row of the effective kernel, rounded once."""
+    layer = usm.QuantDense(64, quantization="int4", use_bias=False, dtype=dtype)
+    layer.build((None, 16))
+    row = array(ops.cast(layer(ops.eye(16))[3], "float32"))
+    served = array(layer.effective_kernel())[3]
+    np.testing.assert_array_equal(row, array(ops.cast(ops.cast(served, layer.compute_dtype), "float32")))
 
 
 def test_fit_with_compression_lowers_the_loss():

@@ -147,5 +147,8 @@ def test_bad_arguments_are_refused_with_the_fix():
     for num_heads in (3, 16):  # does not divide; heads of one feature
         with pytest.raises(ValueError, match=f"num_heads={num_heads} must divide the width {DIM}.*even"):
             built(num_heads)
-    with pytest.raises(ValueError, match="chunk_size must be None .* at least 1 frame, got 0"):
-        RelativeSelfAttention(2, chunk_size=0)
+    for chunk_size in (0, 2.5):
+        with pytest.raises(ValueError, match=f"chunk_size must be None .* whole number of frames, got {chunk_size}"):
+            RelativeSelfAttention(2, chunk_size=chunk_size)
+    with pytest.raises(ValueError, match="num_heads must be an integer of at least 1, got 0"):
+        RelativeSelfAttention(0)
