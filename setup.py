@@ -37,7 +37,7 @@ setup(
     extras_require={
         "archive": ARCHIVE,
         "onnx": ONNX,
-        "test": [*ARCHIVE, *ONNX, "hypothesis>=6", "keras-hub>=0.19", "pytest>=8", "qwix>=0.1", "ruff>=0.6"],
+        "test": [*ARCHIVE, *ONNX, "hypothesis>=6", "keras-hub>=0.19", "pytest>=8", "qwix>=0.1", "ruff>=0.17,<0.18"],
     },
     classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3"],
 )

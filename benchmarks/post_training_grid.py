@@ -1,6 +1,6 @@
 """What compression without training costs: {float, int8, int4, int3, int2} x {dense, 4:8, 2:4, 1:4} on one float model.
 
-    python benchmarks/post_training_grid.py --float-model FOLDER/float.keras --data CORPUS
+    python benchmarks/post_training_grid.py --float-model float.usm --data CORPUS
 
 Every cell is compressed in several ways. The best is chosen on dev; test is read once per cell, for plain absmax and
 magnitude and for the chosen way. The table goes to `benchmarks/results/post_training_grid.{json,md}`; a run that is
@@ -118,7 +118,7 @@ def as_markdown(content):
 def main():
     """Measure the cells that are missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--float-model", required=True, help=".keras file of a trained float recogniser")
+    parser.add_argument("--float-model", required=True, help="packed file of a trained float recogniser")
     parser.add_argument("--data", required=True, help="folder or name of the corpus it was trained on")
     parser.add_argument("--utterances", type=int, default=128, help="training recordings to calibrate with")
     parser.add_argument("--frames", type=int, default=300, help="10 ms frames of each of them")
@@ -131,12 +131,12 @@ def main():
 
     corpus = usm.data.open_corpus(args.data)
     task = usm.data.SpeechTask.prepare(corpus)
-    float_model = keras.models.load_model(args.float_model)
+    float_model = usm.load_packed(args.float_model)
     with open(args.float_model, "rb") as file:
         checksum = hashlib.sha256(file.read()).hexdigest()[:16]
     path = os.path.join(RESULTS, "post_training_grid.json")
     content = {
-        "command": f"python benchmarks/post_training_grid.py --float-model float.keras --data {corpus.name} "
+        "command": f"python benchmarks/post_training_grid.py --float-model float.usm --data {corpus.name} "
         f"--utterances {args.utterances} --frames {args.frames}",
         "corpus": corpus.name,
         "float_model": checksum,

@@ -1,0 +1,205 @@
+"""Tables and plot of the grid, from the rows and outcomes that `grid.py` and `post_training_grid.py` left.
+
+    python benchmarks/grid_tables.py --data CORPUS     # writes results/grid_CORPUS.md, .json and, with Matplotlib, .png
+
+Which recipe stands for "ours" in a cell is chosen by its error rate on dev. The test split is read here, and nowhere
+else; seeds are pooled, and the interval of a change comes from drawing utterances, all seeds of one together.
+"""
+
+import argparse
+import json
+import os
+
+from grid import RESULTS, ROOT, read_rows
+from grid_plan import BITS, CONTROL, EPOCHS, PATTERNS, file_name, run_name
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+HARD = ((2, None), (4, "1:4"), (2, "2:4"))  # cells of the ablations
+
+
+def parse_arguments():
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder or name of the corpus")
+    return parser.parse_args()
+
+
+def read_texts(folder, run):
+    """What the file of a run says to the test recordings."""
+    with open(os.path.join(folder, f"{file_name(run)}.json")) as file:
+        return json.load(file)
+
+
+def by_cell(rows):
+    """Return `{(bits, pattern, recipe): [rows of its seeds]}`."""
+    cells = {}
+    for row in rows:
+        cells.setdefault((row["bits"], row["pattern"], row["recipe"]["name"]), []).append(row)
+    return cells
+
+
+def mean(values):
+    """The mean of a list."""
+    return sum(values) / len(values)
+
+
+def measured(usm, cells, key, folder, references):
+    """Return one cell under one recipe: error rates, change against the controls of the same seeds, sizes."""
+    controls = {row["seed"] for row in cells[CONTROL]}
+    rows = [row for row in cells[key] if row["seed"] in controls]
+    texts = [read_texts(folder, row["run"]) for row in rows]
+    base = [read_texts(folder, run_name(*CONTROL, row["seed"])) for row in rows]
+    found = {
+        "bits": key[0], "pattern": key[1], "recipe": key[2], "seeds": [row["seed"] for row in rows],
+        "dev_wer": mean([row["dev_wer"] for row in rows]), "bytes": rows[0]["bytes"],
+        "test_wer": usm.error_rates(references * len(rows), sum(texts, [])).wer,
+    }  # fmt: skip
+    if key != CONTROL:
+        change = usm.paired_bootstrap(references, base, texts)
+        found |= {"relative_change": change.relative_change, "interval": [change.low, change.high]}
+    return found
+
+
+def best_recipe(cells, bits, pattern):
+    """Return the recipe other than the paper's that is best on dev, or None."""
+    others = {key: rows for key, rows in cells.items() if key[:2] == (bits, pattern) and key[2] != "paper"}
+    return min(others, key=lambda key: mean([row["dev_wer"] for row in others[key]]), default=None)
+
+
+def grid_table(usm, cells, folder, references, untrained):
+    """Return the cells of the paper's grid: without training, the paper's way, ours."""
+    table = []
+    for bits in BITS:
+        for pattern in PATTERNS:
+            keys = {"paper": (bits, pattern, "paper"), "ours": best_recipe(cells, bits, pattern)}
+            ways = {way: measured(usm, cells, key, folder, references) for way, key in keys.items() if cells.get(key)}
+            if ways or (bits, pattern) in untrained:
+                table.append({"bits": bits, "pattern": pattern, "untrained": untrained.get((bits, pattern)), **ways})
+    return table
+
+
+def read_untrained(corpus, float_model):
+    """Return the cells of `post_training_grid.py` for the same corpus and float model, if there are any."""
+    path = os.path.join(RESULTS, "post_training_grid.json")
+    if not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        content = json.load(file)
+    if content["corpus"] != corpus or content["float_model"] != float_model:
+        return {}
+    return {(cell["bits"], cell["pattern"]): cell for cell in content["cells"]}
+
+
+def cell_name(cell):
+    """A cell as the tables name it."""
+    width = f"int{cell['bits']}" if cell["bits"] else "float"
+    return f"{width} {cell['pattern'] or 'dense'}"
+
+
+def describe(way):
+    """Error rate, change with its interval, and seeds of one way, as a cell of a table."""
+    if way is None:
+        return "-"
+    text = f"{way['test_wer']:.2%}"
+    if "interval" in way:
+        text += ", {:+.1%} ({:+.1%} to {:+.1%})".format(way["relative_change"], *way["interval"])
+    return text + f", {len(way['seeds'])} seed{'s' if len(way['seeds']) > 1 else ''}"
+
+
+def grid_markdown(corpus, table):
+    """Table 1 for readers."""
+    lines = [
+        f"## Grid, {corpus}",
+        "",
+        f"Test WER. Fine-tuned: {EPOCHS} epochs; change relative to the float model fine-tuned for as long with the "
+        "same seeds, 95 % interval of 10,000 paired draws. Error rates: of the archive. Bytes: whole files, of "
+        '"ours" where there is one; per cent of FP32. "Ours" is the recipe that is best on dev.',
+        "",
+        "| | absmax, untrained | best untrained | the paper's way | ours | recipe | packed | archive | .tflite |",
+        "|---|--:|--:|---|---|---|--:|--:|--:|",
+    ]
+    for cell in table:
+        untrained, way = cell["untrained"], cell.get("ours") or cell.get("paper")
+        plain, chosen = (f"{untrained[kind]['wer']:.2%}" if untrained else "-" for kind in ("plain", "chosen"))
+        sizes = ["-"] * 3
+        if way:
+            full = way["bytes"]["float32"]
+            sizes = [f"{way['bytes'][k]:,} ({way['bytes'][k] / full:.1%})" for k in ("packed", "archive", "tflite")]
+        recipe = cell["ours"]["recipe"] if "ours" in cell else "-"
+        columns = [cell_name(cell), plain, chosen, describe(cell.get("paper")), describe(cell.get("ours")), recipe]
+        lines.append(f"| {' | '.join([*columns, *sizes])} |")
+    lines += ["", "| paper (arXiv 2312.08553) | 9.4 % of the size | +7.3 % |", "|---|---|---|"]
+    return "\n".join(lines) + "\n"
+
+
+def ablation_markdown(cells):
+    """Table 2 for readers: dev only, so that the test split decides nothing."""
+    recipes = list(dict.fromkeys(key[2] for key in cells if key[:2] in HARD))
+    lines = [
+        "## What each change does, dev WER (seeds)",
+        "",
+        f"| recipe | {' | '.join(cell_name({'bits': bits, 'pattern': pattern}) for bits, pattern in HARD)} |",
+        f"|---|{'--:|' * len(HARD)}",
+    ]
+    for recipe in recipes:
+        found = [cells.get((*cell, recipe)) for cell in HARD]
+        texts = [f"{mean([row['dev_wer'] for row in rows]):.2%} ({len(rows)})" if rows else "-" for rows in found]
+        lines.append(f"| {recipe} | {' | '.join(texts)} |")
+    control = cells[CONTROL]
+    lines += ["", f"The float control: {mean([row['dev_wer'] for row in control]):.2%} ({len(control)})."]
+    return "\n".join(lines) + "\n"
+
+
+def plot(path, corpus, cells):
+    """The frontier: dev WER against the bytes of the archive for everything that was trained."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: pip install matplotlib")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for (bits, pattern, recipe), rows in cells.items():
+        share = 100 * rows[0]["bytes"]["archive"] / rows[0]["bytes"]["float32"]
+        error = 100 * mean([row["dev_wer"] for row in rows])
+        if (bits, pattern, recipe) == CONTROL:
+            axes.axhline(error, color="black", linewidth=0.8, label="float, fine-tuned as long")
+            continue
+        if bits is None:
+            continue
+        axes.plot(share, error, "o" if recipe == "paper" else "^", color=f"C{bits}", alpha=0.8)
+        name = f"{cell_name({'bits': bits, 'pattern': pattern})} {recipe}"
+        axes.annotate(name, (share, error), fontsize=6, xytext=(4, 2), textcoords="offset points")
+    axes.axvline(9.4, color="grey", linestyle=":", label="the paper's size, 9.4 %")
+    axes.set(xscale="log", xlabel="archive, % of FP32 (whole file)", ylabel="dev WER, %", title=corpus)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    """Write tables and plot."""
+    args = parse_arguments()
+    import keras_usm_lite as usm
+    from keras_usm_lite.data.manifest import replacing
+
+    corpus = usm.data.open_corpus(args.data)
+    path = os.path.join(RESULTS, f"grid_{corpus.name}")
+    rows = read_rows(f"{path}.jsonl")
+    if not any((row["bits"], row["pattern"], row["recipe"]["name"]) == CONTROL for row in rows):
+        raise SystemExit(f"{os.path.relpath(path, ROOT)}.jsonl has no float control yet; train it with grid.py first.")
+    cells = by_cell(rows)
+    references = [utterance.text for utterance in usm.data.SpeechTask.prepare(corpus).utterances["test"]]
+    table = grid_table(usm, cells, path, references, read_untrained(corpus.name, rows[0]["float_model"]))
+    text = grid_markdown(corpus.name, table) + "\n" + ablation_markdown(cells)
+    for suffix, content in ((".md", text), (".json", json.dumps(table, indent=1) + "\n")):
+        with replacing(path + suffix) as temporary, open(temporary, "w") as file:
+            file.write(content)
+    plot(f"{path}.png", corpus.name, cells)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
