@@ -34,7 +34,7 @@ def parse_arguments():
     add("--epochs", type=int, default=12, help="epochs of that training (default 12)")
     add("--repeats", type=int, default=15, help="timed runs of each file, interleaved (default 15)")
     add("--output", default=os.path.join(ROOT, "outputs", "deployment"), help="folder for the files")
-    parser.set_defaults(preset="tiny", learning_rate=2e-3)
+    parser.set_defaults(preset="tiny", learning_rate=2e-3, pretrained=None)
     return parser.parse_args()
 
 

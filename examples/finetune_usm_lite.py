@@ -3,22 +3,34 @@
     python examples/finetune_usm_lite.py                       # speech is found, downloaded or synthesised
     python examples/finetune_usm_lite.py --data my_corpus      # a folder with train.tsv, dev.tsv, test.tsv
 
-A run that was interrupted continues where it was when started again with the same --output.
+A run that was interrupted continues where it was when started again with the same --output. After the report the run
+counts as failed (exit status 1) if the packed file does not reload bit for bit, or if the word error rate of the
+.tflite in LiteRT differs from Keras' by more than 0.01 (one percentage point).
 """
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
+import shutil
+import time
+
+from finetune_report import failures, print_report, summarise
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Arguments that do not decide what the models become; what --data meant is remembered as the corpus itself.
+FREE_ARGUMENTS = ("data", "on_bad", "control", "output")
 
 
-def parse_arguments():
-    """Read the command line."""
+def parse_arguments(arguments=None):
+    """Read the command line and refuse what could only fail later."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", help="folder with train.tsv, dev.tsv, test.tsv, or the name of a corpus; default: "
         "$KERAS_USM_LITE_DATA, else a corpus prepared earlier, else a download, else synthetic speech")  # fmt: skip
+    add("--on-bad", default="skip", choices=("skip", "raise"), help="rows that cannot be used, such as missing or "
+        "empty recordings: leave them out and list them in left_out.json, or stop (default skip)")  # fmt: skip
     add("--bits", type=int, default=4, choices=(8, 4, 3, 2), help="bits per weight (default 4)")
     add("--sparsity", default="2:4", help="non-zeros:group, such as 2:4, 1:4, 4:8, or 'none' (default 2:4)")
     add("--scale", default="absmax", choices=("absmax", "mse", "learned"), help="scale estimator (default absmax)")
@@ -34,13 +46,63 @@ def parse_arguments():
     add("--pretrained", help="an encoder.weights.h5 of pretrain_best_rq.py that float training starts from")
     add("--output", default="outputs/finetune_usm_lite", help="folder for models and report")
     add("--seed", type=int, default=0, help="seed of initialisation, order and augmentation (default 0)")
-    return parser.parse_args()
+    args = parser.parse_args(arguments)
+    for name in ("epochs", "finetune_epochs", "batch_frames"):
+        if getattr(args, name) < 1:
+            parser.error(f"argument --{name.replace('_', '-')}: {getattr(args, name)} is below 1")
+    for name in ("float_model", "pretrained"):
+        path = getattr(args, name)
+        if path is not None and not os.path.isfile(path):
+            parser.error(f"argument --{name.replace('_', '-')}: there is no file {path!r}; correct the path")
+    try:
+        try_compression(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def try_compression(args):
+    """Compress one untrained block of the preset: a ValueError if the options do not fit it or each other."""
+    import keras
+
+    import keras_usm_lite as usm
+
+    compress(usm, usm.USMForCTC(2, args.preset, num_layers=1), args)
+    keras.utils.clear_session()  # layers are named as if this had not been
+
+
+def remember_arguments(args, corpus):
+    """Refuse to continue a run with other arguments or on another corpus: its files would be mixed up."""
+    path = os.path.join(args.output, "arguments.json")
+    asked = {name: value for name, value in vars(args).items() if name not in FREE_ARGUMENTS}
+    asked |= {"corpus": corpus.name, "manifests": corpus.fingerprint()}
+    if os.path.exists(path):
+        with open(path) as file:
+            before = json.load(file)
+        changed = [
+            f"{name} {before.get(name)!r}, now {now!r}" for name, now in asked.items() if now != before.get(name)
+        ]
+        if changed:
+            raise SystemExit(
+                f"{args.output} holds a run with other arguments ({'; '.join(changed)}). "
+                "Give another --output, or delete the folder."
+            )
+    write_json(path, asked)
+
+
+def train(usm, task, model, args, name, epochs, learning_rate, callbacks=()):
+    """Train a model, with a backup in every epoch until NAME.keras is written."""
+    batches, backup = task.batches["train"], os.path.join(args.output, f"backup-{name}")
+    usm.compile_ctc(model, learning_rate, epochs * len(batches))
+    usm.fit_ctc(model, batches, task.batches["dev"], task.tokenizer, epochs, callbacks=callbacks, backup_dir=backup)
+    save_model(model, os.path.join(args.output, f"{name}.keras"))
+    shutil.rmtree(backup)
+    return model
 
 
 def train_float(usm, keras, task, args):
     """Train the float model, or load the one a finished or earlier run left."""
-    finished = os.path.join(args.output, "float.keras")
-    earlier = args.float_model or finished
+    earlier = args.float_model or os.path.join(args.output, "float.keras")
     if os.path.exists(earlier):
         print(f"\nfloat model: loaded from {earlier}")
         return keras.models.load_model(earlier)
@@ -53,56 +115,43 @@ def train_float(usm, keras, task, args):
     )
     if args.pretrained:
         keras.saving.load_weights(model.encoder, args.pretrained)
-    train = task.batches["train"]
-    usm.compile_ctc(model, args.learning_rate, args.epochs * len(train))
-    backup = os.path.join(args.output, "backup-float")
-    usm.fit_ctc(model, train, task.batches["dev"], task.tokenizer, args.epochs, backup_dir=backup)
-    save_model(model, finished)
-    return model
+    return train(usm, task, model, args, "float", args.epochs, args.learning_rate)
 
 
 def compress(usm, model, args):
     """Return a compressed copy of the float model: every projection of the encoder."""
     quantization = usm.QuantizationConfig(bits=args.bits, scale=args.scale)
-    sparsity = None if args.sparsity == "none" else args.sparsity
+    sparsity = None if args.sparsity == "none" else usm.SparsityConfig.resolve(args.sparsity)
     return usm.compress(model, {"depthwise|subsampling/conv": (None, None), "encoder/": (quantization, sparsity)})
 
 
 def fine_tune(usm, keras, task, model, args, name):
-    """Fine-tune a model, masks made in five shots over the first third of the steps, or load a finished one."""
+    """Fine-tune a model, or load a finished one."""
     finished = os.path.join(args.output, f"{name}.keras")
     if os.path.exists(finished):
         print(f"\n{name} model: loaded from {finished}")
         return keras.models.load_model(finished)
-    train = task.batches["train"]
-    steps = args.finetune_epochs * len(train)
-    pruning = []
-    if any(layer.sparsity is not None for layer in usm.compressed_layers(model)):
-        pruning = [usm.callbacks.NMPruning(num_shots=5, interval=max(steps // 15, 1))]
     print(f"\nfine-tuning, {name}: {args.finetune_epochs} epochs")
-    usm.compile_ctc(model, args.finetune_learning_rate, steps)
-    backup = os.path.join(args.output, f"backup-{name}")
-    usm.fit_ctc(
-        model, train, task.batches["dev"], task.tokenizer, args.finetune_epochs, callbacks=pruning, backup_dir=backup
-    )
-    save_model(model, finished)
-    return model
+    callbacks = schedules(usm, model, args, len(task.batches["train"]))
+    return train(usm, task, model, args, name, args.finetune_epochs, args.finetune_learning_rate, callbacks)
 
 
-def remember_arguments(args):
-    """Refuse to continue a run that was started with other arguments: its files would be mixed up."""
-    path = os.path.join(args.output, "arguments.json")
-    asked = {name: value for name, value in vars(args).items() if name not in ("output", "control")}
-    if os.path.exists(path):
-        with open(path) as file:
-            before = json.load(file)
-        changed = sorted(name for name in asked if asked[name] != before.get(name))
-        if changed:
-            raise SystemExit(
-                f"{args.output} holds a run with other arguments ({', '.join(changed)} changed). "
-                "Give another --output, or delete the folder."
-            )
-    write_json(path, asked)
+def schedules(usm, model, args, steps):
+    """Make masks in five shots over the first third of the steps, and search "mse" scales anew in every epoch."""
+    layers, callbacks = usm.compressed_layers(model), []
+    if any(layer.sparsity is not None for layer in layers):
+        callbacks.append(usm.callbacks.NMPruning(num_shots=5, interval=max(args.finetune_epochs * steps // 15, 1)))
+    if layers and args.scale == "mse":  # the others follow the kernel by themselves
+        callbacks.append(usm.callbacks.QuantizationSchedule([(0, args.bits)], scale_interval=steps))
+    return callbacks
+
+
+@contextlib.contextmanager
+def timed(seconds, stage, finished=None):
+    """Note the seconds that a stage takes in this start, or "loaded" if its result is there already."""
+    loaded, start = finished is not None and os.path.exists(finished), time.monotonic()
+    yield
+    seconds[stage] = "loaded" if loaded else round(time.monotonic() - start, 1)
 
 
 def save_model(model, path):
@@ -170,85 +219,56 @@ def run_litert(usm, task, path, keras_texts, show=5):
     return texts, differing, seconds / duration
 
 
-def main():
+def main(arguments=None):
     """Run everything and print the report."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     import keras
 
     import keras_usm_lite as usm
 
     keras.utils.set_random_seed(args.seed)
     os.makedirs(args.output, exist_ok=True)
-    remember_arguments(args)
     corpus = usm.data.open_corpus(args.data) if args.data else usm.data.default_corpus()
-    task = usm.data.SpeechTask.prepare(corpus, batch_frames=args.batch_frames, seed=args.seed)
+    task = usm.data.SpeechTask.prepare(corpus, batch_frames=args.batch_frames, seed=args.seed, on_bad=args.on_bad)
+    remember_arguments(args, corpus)
+    left_out = {split: [dataclasses.asdict(row) for row in rows] for split, rows in task.problems.items()}
+    write_json(os.path.join(args.output, "left_out.json"), left_out)
 
-    float_model = train_float(usm, keras, task, args)
+    seconds, float_path = {}, args.float_model or os.path.join(args.output, "float.keras")
+    with timed(seconds, "float training", float_path):
+        float_model = train_float(usm, keras, task, args)
     post_training = compress(usm, float_model, args)
     usm.update_masks(post_training)
-    model = fine_tune(usm, keras, task, compress(usm, float_model, args), args, "compressed")
+    with timed(seconds, "fine-tuning", os.path.join(args.output, "compressed.keras")):
+        model = fine_tune(usm, keras, task, compress(usm, float_model, args), args, "compressed")
     candidates = {"float": float_model, "post-training": post_training, "fine-tuned": model}
     if args.control:
-        copy = keras.models.load_model(args.float_model or os.path.join(args.output, "float.keras"))
-        candidates["float, fine-tuned"] = fine_tune(usm, keras, task, copy, args, "control")
+        with timed(seconds, "control", os.path.join(args.output, "control.keras")):
+            copy = keras.models.load_model(float_path)
+            candidates["float, fine-tuned"] = fine_tune(usm, keras, task, copy, args, "control")
 
     rates, texts = {}, {}
     for name, candidate in candidates.items():
         references, texts[name] = task.transcribe(candidate.predict_on_batch, "test")
         rates[name] = usm.error_rates(references, texts[name])
-    sizes, paths = write_files(usm, keras, task, float_model, model, args.output)
+    with timed(seconds, "files"):
+        sizes, paths = write_files(usm, keras, task, float_model, model, args.output)
     litert_texts, differing, factor = run_litert(usm, task, paths["compressed .tflite"], texts["fine-tuned"])
     rates["fine-tuned, LiteRT"] = usm.error_rates(references, litert_texts)
     exact = check_packed(usm, model, paths["packed .usm"])
-    print_report(usm, args, corpus, model, rates, sizes, differing, factor, exact)
-
-
-def print_report(usm, args, corpus, model, rates, sizes, differing, factor, exact):
-    """Print the result and write it to report.json."""
-    table = usm.report(model)
-    speech = "SYNTHETIC SPEECH (espeak-ng), not human recordings" if corpus.synthetic else "recorded speech"
-    print(f"\n{'=' * 100}\nUSM-Lite report: int{args.bits}, N:M {args.sparsity}, preset {args.preset}")
-    print(f"data: {corpus.name}, {speech}. {corpus.description}")
-    print("\ntest split, speakers or voices not heard in training, greedy decoding, no language model:")
-    for name, rate in rates.items():
-        change = "" if name == "float" else f"   {rate.wer / max(rates['float'].wer, 1e-9) - 1:+.1%} relative"
-        print(f"  {name:20} {rate}{change}")
-    if not args.control:
-        print(
-            f"  (fine-tuning added {args.finetune_epochs} epochs; --control trains the float model as long, to compare)"
-        )
-    tensors = len(usm.compressed_layers(model))
-    print(f"\nweights: {table.weights:,}; {table.compressed_share:.1%} of them, in {tensors} tensors,", end=" ")
-    print(f"are compressed to {table.kernel_bits_per_weight:.3f} bits per weight with scales")
-    print(f"\nbytes on disk (FP32 weights alone: {table.float32_bytes:,})")
-    for name, size in sizes.items():
-        print(f"  {name:20} {size:12,}   {size / table.float32_bytes:7.2%} of FP32")
-    print(f"\npacked file reloads to bit-identical effective kernels: {'yes' if exact else 'NO'}")
-    print(f"LiteRT against Keras: {len(differing)} of {rates['float'].utterances} texts differ", end="")
-    print(" (LiteRT quantizes activations to int8)" if differing else "")
-    for expected, got in differing[:5]:
-        print(f"  Keras {expected!r}  LiteRT {got!r}")
-    print(f"LiteRT real-time factor on one thread: {factor:.4f}")
-    summary = {
-        "corpus": corpus.name,
-        "synthetic": corpus.synthetic,
-        "arguments": {
-            name: value
-            for name, value in vars(args).items()
-            if name not in ("data", "output", "float_model", "pretrained")
-        },
-        "pretrained": args.pretrained is not None,
-        "error_rates": {name: {"wer": rate.wer, "cer": rate.cer, "words": rate.words} for name, rate in rates.items()},
+    summary = summarise(usm, args, task, float_model, model, rates)
+    summary |= {
         "bytes": sizes,
-        "float32_bytes": table.float32_bytes,
-        "kernel_bits_per_weight": table.kernel_bits_per_weight,
-        "compressed_share": table.compressed_share,
         "packed_reloads_bit_identical": exact,
         "litert_texts_differing": len(differing),
         "litert_real_time_factor": factor,
+        "seconds": seconds,
     }
     write_json(os.path.join(args.output, "report.json"), summary)
-    print(f"\nfiles and report.json: {args.output}")
+    print_report(args, corpus, summary, rates, differing)
+    failed = failures(exact, rates)
+    if failed:
+        raise SystemExit(f"FAILED: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

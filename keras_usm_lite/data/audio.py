@@ -12,6 +12,8 @@ import numpy as np
 
 from keras_usm_lite.data.manifest import replacing
 
+SLOWEST, FASTEST = 1000, 1_000_000  # samples per second; beyond lie damaged headers, whose filters fill the memory
+
 
 class AudioError(ValueError):
     """Audio that cannot be read or written; the message names the file and the reason."""
@@ -33,7 +35,8 @@ def load_audio(path, sample_rate=16000):
         Samples, float32 `[n]`, in [-1, 1].
 
     Raises:
-        AudioError: The file is missing, unreadable or empty, or holds samples that are not finite.
+        AudioError: The file is missing, unreadable or empty, has an impossible sampling rate, or holds samples that
+            are not finite.
 
     Example:
     >>> import os, tempfile
@@ -46,6 +49,11 @@ def load_audio(path, sample_rate=16000):
     if not os.path.isfile(path):
         raise AudioError(f"{path}: there is no such file; check the path.")
     samples, rate = _decode(path)
+    if not SLOWEST <= rate <= FASTEST:
+        raise AudioError(
+            f"{path}: the header says {rate} samples per second, allowed are {SLOWEST} to {FASTEST}; "
+            "repair or remove the file."
+        )
     audio = samples.mean(axis=1, dtype=np.float32)
     if not len(audio):
         raise AudioError(f"{path}: the file holds no samples; remove it.")

@@ -1,6 +1,7 @@
 """Features computed once, kept in one file, read back through a memory map."""
 
 import contextlib
+import copy
 import json
 import os
 import warnings
@@ -9,7 +10,7 @@ import zlib
 import keras
 import numpy as np
 
-from keras_usm_lite.data.audio import load_audio
+from keras_usm_lite.data.audio import AudioError, load_audio
 from keras_usm_lite.data.manifest import replacing
 
 
@@ -22,20 +23,25 @@ class FeatureCache:
     is, otherwise it is built anew; a damaged file is reported with a warning first. Building streams to disk
     and the files get their names only when complete, so an interrupted build leaves nothing behind.
 
+    A recording that cannot be read, or that `extract` refuses with an `AudioError`, has no frames and is listed in
+    `problems`; `SpeechBatches` does not take it, see `select`. Each opening tries these recordings again, and builds
+    the cache anew when one of them has been repaired.
+
     Args:
         utterances: List of `Utterance`.
-        extract: Function from float32 audio `[n]` at 16 kHz to features `[frames, bins]`, `frames >= 1`.
+        extract: Function from float32 audio `[n]` to features `[frames, bins]`, `frames >= 1`.
         path: Path of the data file; its folder is made if missing.
         key: String that names the feature settings. Change it whenever `extract` changes.
+        sample_rate: Samples per second of the audio that `extract` takes.
         dtype: Stored type, "float16" or "float32".
         verbose: 1 shows a progress bar while building, 0 shows nothing.
 
     Attributes:
-        num_frames: Frame counts of the utterances, int64 `[len(cache)]`.
+        num_frames: Frame counts of the utterances, int64 `[len(cache)]`; 0 where the recording is broken.
+        problems: Dict from the positions of broken recordings to what is wrong with them.
 
     Raises:
         ValueError: No utterances, another `dtype`, or features of a wrong shape or not finite in `dtype`.
-        AudioError: An audio file cannot be read.
         OSError: The files cannot be written, for example because the disk is full.
 
     Example:
@@ -51,24 +57,27 @@ class FeatureCache:
     (1, (10, 160), [10])
     """
 
-    def __init__(self, utterances, extract, path, key, dtype="float16", verbose=1):
+    def __init__(self, utterances, extract, path, key, sample_rate=16000, dtype="float16", verbose=1):
         if not utterances:
             raise ValueError("There are no utterances to cache features of; pass at least one.")
         if dtype not in ("float16", "float32"):
             raise ValueError(f'dtype is {dtype!r}; allowed are "float16" and "float32".')
         self._path = os.path.abspath(path)
+        self._sample_rate = sample_rate
         self._settings = {
-            "key": key,
+            "key": f"{key} at {sample_rate} Hz",
             "dtype": dtype,
             "utterances": [[u.path, float(u.duration)] for u in utterances],
         }
         index = self._open()
-        if index is None:
+        if index is None or any(self._is_sound(utterances[k], extract) for k, _ in index["problems"]):
             index = self._build(utterances, extract, verbose)
         self.num_frames = np.array(index["num_frames"], dtype=np.int64)
         self._offsets = np.cumsum(self.num_frames) - self.num_frames
-        shape = (int(self.num_frames.sum()), index["bins"])
-        self._data = np.memmap(self._path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r", shape=shape)
+        self.problems = dict(index["problems"])
+        shape, stored = (int(self.num_frames.sum()), index["bins"]), np.dtype(dtype).newbyteorder("<")
+        # There is no memory map of an empty file.
+        self._data = np.memmap(self._path, stored, mode="r", shape=shape) if shape[0] else np.empty(shape, stored)
 
     def __len__(self):
         return len(self.num_frames)
@@ -78,6 +87,17 @@ class FeatureCache:
         index = range(len(self))[index]
         start = self._offsets[index]
         return np.array(self._data[start : start + self.num_frames[index]], dtype=np.float32)
+
+    def select(self, indices):
+        """Returns the same cache with only some of its utterances, in the given order.
+
+        Args:
+            indices: Positions of the utterances, list of int.
+        """
+        chosen = copy.copy(self)
+        chosen.num_frames, chosen._offsets = self.num_frames[indices], self._offsets[indices]
+        chosen.problems = {new: self.problems[old] for new, old in enumerate(indices) if old in self.problems}
+        return chosen
 
     @property
     def _index_path(self):
@@ -124,20 +144,32 @@ class FeatureCache:
 
     def _write_features(self, file, utterances, extract, verbose):
         progress = keras.utils.Progbar(len(utterances), verbose=verbose, unit_name="utterance", interval=2)
-        num_frames, bins, size, crc32 = [], None, 0, 0
-        for number, utterance in enumerate(utterances, start=1):
-            features = self._extract(utterance, extract, bins)
+        num_frames, problems, bins, size, crc32 = [], [], 0, 0, 0
+        for number, utterance in enumerate(utterances):
+            try:
+                features = self._extract(utterance, extract, bins)
+            except AudioError as error:
+                problems.append([number, str(error).removeprefix(f"{utterance.path}: ")])
+                features = np.empty((0, bins))
             bins = features.shape[1]
             block = features.tobytes()
             file.write(block)
             num_frames.append(len(features))
             size += len(block)
             crc32 = zlib.crc32(block, crc32)
-            progress.update(number)
-        return {"num_frames": num_frames, "bins": bins, "size": size, "crc32": crc32}
+            progress.update(number + 1)
+        return {"num_frames": num_frames, "problems": problems, "bins": bins, "size": size, "crc32": crc32}
+
+    def _is_sound(self, utterance, extract):
+        """True if a recording that was broken when the cache was built no longer is."""
+        try:
+            self._extract(utterance, extract, bins=0)
+        except AudioError:
+            return False
+        return True
 
     def _extract(self, utterance, extract, bins):
-        features = np.asarray(extract(load_audio(utterance.path)))
+        features = np.asarray(extract(load_audio(utterance.path, self._sample_rate)))
         if features.ndim != 2 or not features.size or features.shape[1] != (bins or features.shape[1]):
             raise ValueError(
                 f"{utterance.path}: extract gave features of shape {features.shape}; "

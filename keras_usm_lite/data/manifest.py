@@ -10,6 +10,8 @@ import uuid
 import warnings
 
 COLUMNS = ("path", "duration_s", "text", "speaker")
+POLICIES = ("skip", "raise")
+SHOWN = 5  # problems that a message lists
 
 
 class ManifestError(ValueError):
@@ -148,23 +150,100 @@ def check_utterances(utterances, encode=None, frames_per_second=25.0, on_bad="sk
     >>> good, problems
     ([], [])
     """
-    if on_bad not in ("skip", "raise"):
-        raise ValueError(f'on_bad is {on_bad!r}; allowed are "skip" and "raise".')
+    check_policy(on_bad)
     good, problems = [], []
     for utterance in utterances:
-        reason = _find_problem(utterance, encode, frames_per_second)
+        reason = find_problem(utterance, encode, frames_per_second)
         if reason is None:
             good.append(utterance)
         else:
             problems.append(BadRow(utterance.path, reason))
-    if problems:
-        shown = "".join(f"\n  {row.path}: {row.reason}" for row in problems[:5])
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-        summary = f"{len(problems)} of {len(good) + len(problems)} utterances cannot be used:{shown}{more}"
-        if on_bad == "raise":
-            raise ManifestError(f'{summary}\nRepair or remove them, or pass on_bad="skip" to leave them out.')
-        warnings.warn(f"Left out: {summary}", stacklevel=2)
+    report_problems(problems, len(good) + len(problems), on_bad)
     return good, problems
+
+
+def find_problem(utterance, encode=None, frames_per_second=25.0):
+    """Returns why an utterance cannot be trained on, as far as its row and the size of its file tell, or None.
+
+    Args:
+        utterance: An `Utterance`.
+        encode, frames_per_second: See `check_utterances`.
+
+    Example:
+    >>> find_problem(Utterance("/nowhere/a.wav", 1.5, "hello", "anna"))
+    'the file is missing'
+    """
+    if not os.path.isfile(utterance.path):
+        return "the file is missing"
+    if os.path.getsize(utterance.path) == 0:
+        return "the file is empty"
+    if not utterance.duration > 0:
+        return f"the duration is {utterance.duration} s, not positive"
+    if not utterance.text.strip():
+        return "the text is empty"
+    if encode is None:
+        return None
+    try:
+        labels = list(encode(utterance.text))
+    except ValueError as error:
+        return f"the text cannot be encoded: {error}"
+    if not labels:
+        return "the text has no labels"
+    # The small term keeps a duration such as 0.28 s at 25 frames/s from losing a frame to rounding.
+    frames, needed = int(utterance.duration * frames_per_second + 1e-6), frames_needed(labels)
+    if frames < needed:
+        return f"CTC needs {needed} output frames for the text, {utterance.duration} s give {frames}"
+    return None
+
+
+def frames_needed(labels):
+    """Returns the fewest output frames that CTC can align with labels: one each, and a blank between equal ones.
+
+    Args:
+        labels: List of int labels.
+
+    Example:
+    >>> frames_needed([3, 3, 1])
+    4
+    """
+    return len(labels) + sum(a == b for a, b in zip(labels, labels[1:], strict=False))
+
+
+def check_policy(on_bad):
+    """Raises `ValueError` if `on_bad` is neither "skip" nor "raise"."""
+    if on_bad not in POLICIES:
+        raise ValueError(f'on_bad is {on_bad!r}; allowed are "skip" and "raise".')
+
+
+def report_problems(problems, total, on_bad):
+    """Warns of utterances that are left out, or raises: once for all, with their number and the first few.
+
+    Args:
+        problems: List of `BadRow`; nothing happens if it is empty.
+        total: Number of utterances, good and bad.
+        on_bad: "skip" warns, "raise" raises.
+
+    Raises:
+        ManifestError: `on_bad` is "raise" and there are problems.
+    """
+    if not problems:
+        return
+    summary = f"{len(problems)} of {total} utterances cannot be used:{list_problems(problems)}"
+    if on_bad == "raise":
+        raise ManifestError(f'{summary}\nRepair or remove them, or pass on_bad="skip" to leave them out.')
+    warnings.warn(f"Left out: {summary}", stacklevel=3)
+
+
+def list_problems(problems):
+    """Returns the first few problems, one a line, and how many more there are.
+
+    Example:
+    >>> print(list_problems([BadRow("/corpus/a.wav", "the text is empty")]))
+    <BLANKLINE>
+      /corpus/a.wav: the text is empty
+    """
+    more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "".join(f"\n  {row.path}: {row.reason}" for row in problems[:SHOWN]) + more
 
 
 @contextlib.contextmanager
@@ -234,28 +313,3 @@ def _stored_path(path, folder):
     path = os.path.abspath(path)
     below = path.startswith(folder.rstrip(os.sep) + os.sep)
     return os.path.relpath(path, folder) if below else path
-
-
-def _find_problem(utterance, encode, frames_per_second):
-    if not os.path.isfile(utterance.path):
-        return "the file is missing"
-    if os.path.getsize(utterance.path) == 0:
-        return "the file is empty"
-    if not utterance.duration > 0:
-        return f"the duration is {utterance.duration} s, not positive"
-    if not utterance.text.strip():
-        return "the text is empty"
-    if encode is None:
-        return None
-    try:
-        labels = list(encode(utterance.text))
-    except ValueError as error:
-        return f"the text cannot be encoded: {error}"
-    if not labels:
-        return "the text has no labels"
-    # The small term keeps a duration such as 0.28 s at 25 frames/s from losing a frame to rounding.
-    frames = int(utterance.duration * frames_per_second + 1e-6)
-    needed = len(labels) + sum(a == b for a, b in zip(labels, labels[1:], strict=False))
-    if frames < needed:
-        return f"CTC needs {needed} output frames for the text, {utterance.duration} s give {frames}"
-    return None

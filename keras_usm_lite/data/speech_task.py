@@ -6,15 +6,26 @@ import os
 import numpy as np
 from keras import ops
 
-from keras_usm_lite.data.audio import load_audio
+from keras_usm_lite.data.audio import AudioError, load_audio
 from keras_usm_lite.data.corpora.cache import cache_home
 from keras_usm_lite.data.feature_cache import FeatureCache
-from keras_usm_lite.data.manifest import check_utterances, read_manifest
+from keras_usm_lite.data.manifest import (
+    BadRow,
+    ManifestError,
+    check_policy,
+    find_problem,
+    frames_needed,
+    list_problems,
+    read_manifest,
+    report_problems,
+)
 from keras_usm_lite.data.speech_batches import SpeechBatches
 from keras_usm_lite.decoding import greedy_decode
 from keras_usm_lite.layers.log_mel import LogMel
 from keras_usm_lite.tokenizers.char_tokenizer import CharTokenizer
 from keras_usm_lite.tokenizers.word_tokenizer import WordTokenizer
+
+SUBSAMPLING = 4  # frames per output frame of `ConvSubsampling`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +36,9 @@ class SpeechTask:
         corpus: the `Corpus`.
         tokenizer: made from the training texts, words or characters as the corpus says.
         frontend: the `LogMel` layer behind the features.
-        utterances: `{split: list of Utterance}`, broken rows left out (and warned about).
+        utterances: `{split: list of Utterance}`, broken rows left out.
         batches: `{split: SpeechBatches}`; training batches are shuffled, the others are in a fixed order.
+        problems: `{split: list of BadRow}`: every row that was left out, with path and reason.
     """
 
     corpus: object
@@ -34,10 +46,15 @@ class SpeechTask:
     frontend: LogMel
     utterances: dict
     batches: dict
+    problems: dict
 
     @classmethod
-    def prepare(cls, corpus, frontend=None, batch_frames=4000, seed=0, cache_dir=None, **batching):
+    def prepare(cls, corpus, frontend=None, batch_frames=4000, seed=0, cache_dir=None, on_bad="skip", **batching):
         """Read the manifests, check every row, compute the features once (cached on disk) and plan the batches.
+
+        A row is bad if `check_utterances` says so, or if its recording holds no samples, cannot be decoded, is shorter
+        than a frame of the front end, or gives CTC fewer output frames than its text needs. Texts of "test" are not
+        checked: what the tokenizer cannot spell counts as an error of the recogniser.
 
         Args:
             corpus: a `Corpus` with splits "train", "dev" and "test".
@@ -45,35 +62,54 @@ class SpeechTask:
             batch_frames: frames per training batch, padding included.
             seed: seed of the training order.
             cache_dir: folder of the feature cache; by default below the corpora's cache.
+            on_bad: "skip" leaves bad rows out and warns once, with their number and the first few; "raise" raises, for
+                rows that can be judged without reading audio before any is read.
             **batching: further arguments of the `SpeechBatches` of "train" and "dev": `shard`, `batch_multiple`,
                 `num_buckets`. "test" is always whole.
 
         Returns:
             A `SpeechTask`.
+
+        Raises:
+            ManifestError: a manifest cannot be read, no row of a split can be used, or there are bad rows and `on_bad`
+                is "raise".
+            ValueError: `on_bad` is neither "skip" nor "raise".
         """
+        check_policy(on_bad)
         frontend = frontend if frontend is not None else LogMel()
-        splits = {split: read_manifest(path) for split, path in corpus.splits.items()}
+        rows = {split: read_manifest(path) for split, path in corpus.splits.items()}
+        total = sum(map(len, rows.values()))
         tokenizer_class = WordTokenizer if corpus.tokens == "word" else CharTokenizer
-        tokenizer = tokenizer_class.from_texts([utterance.text for utterance in splits["train"]])
+        tokenizer = tokenizer_class.from_texts([utterance.text for utterance in rows["train"]])
+        encoders = {split: tokenizer.encode if split != "test" else None for split in rows}
         folder = cache_dir if cache_dir is not None else os.path.join(cache_home(), "features")
-        os.makedirs(folder, exist_ok=True)
+
+        problems = {split: [] for split in rows}
+        for split, path in corpus.splits.items():
+            reasons = [find_problem(utterance, encoders[split]) for utterance in rows[split]]
+            rows[split], _ = _sift(path, rows[split], reasons, problems[split])
+        if on_bad == "raise":
+            report_problems(_all(problems), total, on_bad)
         utterances, batches = {}, {}
-        for split, rows in splits.items():
-            good, _ = check_utterances(rows, encode=tokenizer.encode if split != "test" else None)
-            path = os.path.join(folder, f"{corpus.name}-{split}")
-            cache = FeatureCache(good, _extractor(frontend), path, _key(frontend))
-            labels = [tokenizer.encode(utterance.text) if split != "test" else [1] for utterance in good]
+        for split, path in corpus.splits.items():
+            cache = _features(rows[split], frontend, os.path.join(folder, f"{corpus.name}-{split}"))
+            labels = [encoders[split](row.text) if encoders[split] else [1] for row in rows[split]]
+            reasons = [
+                cache.problems.get(number) or _alignment_problem(frames, labels[number])
+                for number, frames in enumerate(cache.num_frames.tolist())
+            ]
+            utterances[split], kept = _sift(path, rows[split], reasons, problems[split])
             training = split == "train"
-            utterances[split] = good
             batches[split] = SpeechBatches(
-                cache,
-                labels,
+                cache.select(kept),
+                [labels[number] for number in kept],
                 batch_frames=batch_frames if training else 4 * batch_frames,
                 shuffle=training,
                 seed=seed,
                 **(batching if split != "test" else {}),
             )
-        return cls(corpus, tokenizer, frontend, utterances, batches)
+        report_problems(_all(problems), total, on_bad)
+        return cls(corpus, tokenizer, frontend, utterances, batches, problems)
 
     def transcribe(self, predict, split, decode=greedy_decode):
         """Recognise every utterance of a split.
@@ -122,12 +158,34 @@ class SpeechTask:
         return load_audio(utterance.path, self.frontend.sample_rate)
 
 
-def _extractor(frontend):
+def _sift(path, rows, reasons, problems):
+    """Return the rows of a manifest that have no reason against them, with their positions; note the others."""
+    kept = [number for number, reason in enumerate(reasons) if reason is None]
+    problems += [BadRow(row.path, reason) for row, reason in zip(rows, reasons, strict=True) if reason is not None]
+    if not kept:
+        raise ManifestError(
+            f"{path}: none of its utterances can be used; check the paths of the audio files.{list_problems(problems)}"
+        )
+    return [rows[number] for number in kept], kept
+
+
+def _all(problems):
+    return [row for rows in problems.values() for row in rows]
+
+
+def _alignment_problem(frames, labels):
+    given, needed = -(-frames // SUBSAMPLING), frames_needed(labels)
+    return None if given >= needed else f"CTC needs {needed} output frames for the text, the recording gives {given}"
+
+
+def _features(utterances, frontend, path):
+    """Return the features of utterances; recordings shorter than a frame are problems of the cache."""
+
     def extract(audio):
+        if frontend.num_frames(len(audio)) < 1:
+            raise AudioError(f"{len(audio)} samples are too short, one frame takes {frontend.fft_length}; remove it.")
         return ops.convert_to_numpy(frontend(audio[None]))[0]
 
-    return extract
-
-
-def _key(frontend):
-    return repr(sorted((k, v) for k, v in frontend.get_config().items() if k not in ("name", "trainable", "dtype")))
+    config = frontend.get_config() | {"dtype": frontend.compute_dtype}
+    settings = sorted((name, value) for name, value in config.items() if name not in ("name", "trainable"))
+    return FeatureCache(utterances, extract, path, f"{type(frontend).__name__} {settings}", frontend.sample_rate)

@@ -143,3 +143,13 @@ def test_off_tensorflow_no_tensorflow_is_imported(tmp_path):
         check=True,
     ).stdout
     assert output.split("\n")[0] == "(8000,) (8000,) False"
+
+
+@pytest.mark.parametrize("rate", [0, 1, 2**31 - 1])
+def test_a_header_with_an_impossible_sampling_rate_is_refused(tmp_path, rate):
+    write_wav(tmp_path / "a.wav", np.zeros(160))
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(AudioError, match=rf"a\.wav: .*{rate} samples per second|a\.wav: cannot be decoded"):
+        load_audio(tmp_path / "a.wav")

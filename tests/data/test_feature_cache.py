@@ -186,11 +186,57 @@ def test_features_too_large_for_float16_are_refused_and_fit_float32(tmp_path):
     assert FeatureCache(*arguments, dtype="float32", verbose=0)[0].max() == 1e5
 
 
-def test_an_unreadable_recording_is_reported_with_its_path(tmp_path):
+def test_a_broken_recording_has_no_frames_and_is_listed_with_the_reason_also_when_read_back(tmp_path):
     utterances = make_utterances(tmp_path)
     (tmp_path / "1.wav").write_bytes(b"junk")
-    with pytest.raises(AudioError, match="1.wav"):
-        build(tmp_path, utterances)
+    for expected_calls in (2, 0):
+        cache, calls = build(tmp_path, utterances)
+        assert calls == expected_calls and cache.num_frames.tolist() == [10, 0, 20]
+        assert list(cache.problems) == [1] and cache.problems[1].startswith("cannot be decoded")
+
+
+def test_a_recording_that_the_extractor_refuses_is_listed_with_its_reason(tmp_path):
+    def extract(audio):
+        if len(audio) == 800:
+            raise AudioError("too short")
+        return audio.reshape(-1, 160)
+
+    cache = FeatureCache(make_utterances(tmp_path), extract, tmp_path / "cache.bin", "k", verbose=0)
+    assert cache.problems == {1: "too short"}
+
+
+def test_a_repaired_recording_is_taken_up_at_the_next_opening(tmp_path):
+    utterances = make_utterances(tmp_path)
+    sound = (tmp_path / "1.wav").read_bytes()
+    (tmp_path / "1.wav").write_bytes(b"junk")
+    build(tmp_path, utterances)
+    (tmp_path / "1.wav").write_bytes(sound)
+    cache, _ = build(tmp_path, utterances)
+    assert cache.num_frames.tolist() == [10, 5, 20] and cache.problems == {}
+    assert build(tmp_path, utterances)[1] == 0
+
+
+def test_nothing_but_broken_recordings_make_an_empty_cache(tmp_path):
+    utterances = make_utterances(tmp_path, lengths=(1600,))
+    (tmp_path / "0.wav").write_bytes(b"junk")
+    cache, _ = build(tmp_path, utterances)
+    assert len(cache) == 1 and len(cache[0]) == 0 and list(cache.problems) == [0]
+
+
+def test_a_selection_has_the_features_and_problems_of_its_utterances(tmp_path):
+    utterances = make_utterances(tmp_path)
+    (tmp_path / "1.wav").write_bytes(b"junk")
+    cache, _ = build(tmp_path, utterances)
+    chosen = cache.select([2, 1])
+    assert chosen.num_frames.tolist() == [20, 0] and list(chosen.problems) == [1]
+    np.testing.assert_array_equal(chosen[0], cache[2])
+
+
+def test_the_extractor_gets_audio_at_the_sample_rate_asked_for_and_another_rate_builds_anew(tmp_path):
+    utterances = make_utterances(tmp_path)
+    assert build(tmp_path, utterances)[0].num_frames.tolist() == [10, 5, 20]
+    cache, calls = build(tmp_path, utterances, sample_rate=32000)
+    assert calls == 3 and cache.num_frames.tolist() == [20, 10, 40]
 
 
 @pytest.mark.parametrize(("utterances", "dtype"), [([], "float16"), (["x"], "int8")])

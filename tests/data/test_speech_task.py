@@ -1,18 +1,18 @@
 """SpeechTask: from three manifests to batches and transcriptions."""
 
+import warnings
+
 import numpy as np
 import pytest
 
 import keras_usm_lite as usm
 from keras_usm_lite.data.audio import write_wav
-from keras_usm_lite.data.manifest import Utterance, write_manifest
+from keras_usm_lite.data.manifest import ManifestError, Utterance, write_manifest
 
 TEXTS = {"train": ["up down", "left", "down left up", "up"], "dev": ["down up"], "test": ["left sideways", "up"]}
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
+def make_corpus(folder):
     rng = np.random.default_rng(0)
     for split, texts in TEXTS.items():
         rows = []
@@ -22,8 +22,108 @@ def task(tmp_path_factory):
             write_wav(path, 0.1 * rng.normal(size=samples).astype("float32"))
             rows.append(Utterance(path, samples / 16000, text, f"speaker of {split}"))
         write_manifest(folder / f"{split}.tsv", rows)
-    corpus = usm.data.open_corpus(str(folder))
-    return usm.data.SpeechTask.prepare(corpus, batch_frames=400, cache_dir=str(folder / "cache"))
+    return usm.data.open_corpus(str(folder))
+
+
+def prepare(corpus, folder, **options):
+    return usm.data.SpeechTask.prepare(corpus, batch_frames=400, cache_dir=str(folder / "cache"), **options)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    return prepare(make_corpus(folder), folder)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A corpus with six broken rows, and `{split: {file: part of the reason}}`."""
+    corpus = make_corpus(tmp_path)
+    write_wav(tmp_path / "train-0.wav", np.zeros(511))  # a frame takes 512
+    write_wav(tmp_path / "train-2.wav", np.zeros(512 + 160))  # two frames, one output frame, three words
+    header = (tmp_path / "train-2.wav").read_bytes()[:40]
+    (tmp_path / "train-1.wav").write_bytes(header + bytes(4))  # of no samples
+    rows = usm.data.read_manifest(corpus.splits["train"])
+    rows += [Utterance(str(tmp_path / "gone.wav"), 1.0, "up", "x"), Utterance(rows[3].path, 1.0, " ", "x")]
+    write_manifest(corpus.splits["train"], rows)
+    (tmp_path / "test-1.wav").write_bytes(b"not audio")
+    return corpus, {
+        "train": {
+            "gone.wav": "the file is missing",
+            "train-3.wav": "the text is empty",
+            "train-0.wav": "511 samples are too short",
+            "train-1.wav": "holds no samples",
+            "train-2.wav": "CTC needs 3 output frames for the text, the recording gives 1",
+        },
+        "dev": {},
+        "test": {"test-1.wav": "cannot be decoded"},
+    }
+
+
+def test_broken_rows_are_left_out_and_each_is_kept_with_path_and_reason(broken, tmp_path):
+    corpus, expected = broken
+    for _ in range(2):  # with a new cache and with the one that the first time made
+        with pytest.warns(UserWarning, match="Left out: 6 of 9 utterances cannot be used(?s:.*)and 1 more"):
+            task = prepare(corpus, tmp_path)
+        assert {split: len(rows) for split, rows in task.utterances.items()} == {"train": 1, "dev": 1, "test": 1}
+        for split, reasons in expected.items():
+            found = {row.path: row.reason for row in task.problems[split]}
+            assert list(found) == [str(tmp_path / name) for name in reasons]
+            assert all(part in found[str(tmp_path / name)] for name, part in reasons.items())
+    x, labels, weight = task.batches["train"][0]
+    assert [task.tokenizer.decode(row) for row in labels[weight > 0]] == ["up"]
+    assert x["lengths"].max() == usm.LogMel().num_frames(16000 + 2000 * 3)
+
+
+def test_broken_rows_are_fatal_if_so_chosen_the_cheap_checks_first(broken, tmp_path):
+    corpus, _ = broken
+    with pytest.raises(ManifestError, match=r"2 of 9 utterances cannot be used:\n  .*gone\.wav: the file is missing"):
+        prepare(corpus, tmp_path, on_bad="raise")
+    assert not (tmp_path / "cache").exists()
+    write_manifest(corpus.splits["train"], usm.data.read_manifest(corpus.splits["train"])[:4])
+    with pytest.raises(ManifestError, match=r"4 of 7 utterances cannot be used:\n  .*train-0\.wav: 511 samples"):
+        prepare(corpus, tmp_path, on_bad="raise")
+
+
+def test_a_repaired_recording_takes_part_again(broken, tmp_path):
+    corpus, _ = broken
+    with pytest.warns(UserWarning, match="Left out"):
+        prepare(corpus, tmp_path)
+    write_wav(tmp_path / "train-1.wav", np.ones(16000) / 2)
+    with pytest.warns(UserWarning, match="Left out: 5 of 9"):
+        assert [row.text for row in prepare(corpus, tmp_path).utterances["train"]] == ["left", "up"]
+
+
+def test_a_split_of_which_nothing_is_left_is_refused(tmp_path):
+    corpus = make_corpus(tmp_path)
+    (tmp_path / "dev-0.wav").write_bytes(b"not audio")
+    with pytest.raises(ManifestError, match=r"dev\.tsv: none of its utterances(?s:.*)dev-0\.wav: cannot be decoded"):
+        prepare(corpus, tmp_path)
+
+
+def test_an_unknown_choice_for_broken_rows_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="on_bad is 'drop'"):
+        prepare(make_corpus(tmp_path), tmp_path, on_bad="drop")
+
+
+def test_a_sound_corpus_is_prepared_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert not any(prepare(make_corpus(tmp_path), tmp_path).problems.values())
+
+
+def test_audio_is_resampled_for_a_front_end_of_another_rate_and_no_cache_of_another_front_end_is_read(tmp_path):
+    corpus = make_corpus(tmp_path)
+    for frontend in (
+        usm.LogMel(40),
+        usm.LogMel(40, sample_rate=8000, max_frequency=3800.0),
+        usm.LogMel(40, max_frequency=3800.0),
+    ):
+        task = prepare(corpus, tmp_path, frontend=frontend)
+        x, _, _ = task.batches["dev"][0]
+        expected = np.asarray(frontend(task.audio(task.utterances["dev"][0])[None]))[0]
+        assert x["lengths"][0] == len(expected) == 97  # of one second
+        np.testing.assert_allclose(x["features"][0, :97], expected, atol=5e-3)
 
 
 def test_tokens_come_from_the_training_texts_only(task):

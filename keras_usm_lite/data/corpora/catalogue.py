@@ -1,6 +1,7 @@
 """The known corpora: preparing one by name, opening one, and choosing one when the user did not."""
 
 import dataclasses
+import glob
 import hashlib
 import inspect
 import json
@@ -113,8 +114,8 @@ def open_corpus(path_or_name, cache_dir=None):
 def default_corpus(cache_dir=None):
     """Returns the best corpus that can be had without asking, and prints which one and why.
 
-    In this order: the folder or name in `$KERAS_USM_LITE_DATA`; `arabic_commands` from the cache;
-    `arabic_commands` downloaded; `synthetic_commands`.
+    In this order: the folder or name in `$KERAS_USM_LITE_DATA`; of the corpora of human speech that were prepared
+    in the cache, whatever their name and options, the latest; `arabic_commands` downloaded; `synthetic_commands`.
 
     Args:
         cache_dir: Cache folder, see `prepare_corpus`.
@@ -127,14 +128,22 @@ def default_corpus(cache_dir=None):
     wanted = os.environ.get("KERAS_USM_LITE_DATA")
     if wanted:
         return _announce(open_corpus(wanted, cache_dir), "given by KERAS_USM_LITE_DATA")
+    for folder in _prepared_folders(cache_dir):
+        corpus = read_corpus(folder)
+        if not corpus.synthetic and all(map(os.path.exists, corpus.splits.values())):
+            return _announce(corpus, f"prepared earlier, {folder}")
     name = "arabic_commands"
-    if _is_finished(*_locate(name, {}, cache_dir)):
-        return _announce(open_corpus(name, cache_dir), "found in the cache")
     try:
         return _announce(open_corpus(name, cache_dir), "downloaded")
-    except CorpusUnavailable as error:
+    except (CorpusUnavailable, ValueError) as error:  # no answer, or something else than the archive
         print(f"{name} is not available: {error}")
     return _announce(open_corpus("synthetic_commands", cache_dir), "the only one that needs no data")
+
+
+def _prepared_folders(cache_dir):
+    """Returns the folders of the finished corpora in the cache, the latest first."""
+    finished = glob.glob(os.path.join(glob.escape(cache_home(cache_dir)), "corpora", "*", INFO_FILE))
+    return [os.path.dirname(path) for path in sorted(finished, key=os.path.getmtime, reverse=True)]
 
 
 def _announce(corpus, reason):

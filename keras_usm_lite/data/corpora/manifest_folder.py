@@ -3,7 +3,7 @@
 import os
 
 from keras_usm_lite.data.corpora.corpus import INFO_FILE, Corpus, read_corpus
-from keras_usm_lite.data.manifest import ManifestError, check_utterances, read_manifest
+from keras_usm_lite.data.manifest import ManifestError, find_problem, read_manifest
 
 SPLITS = ("train", "dev", "test")
 # A vocabulary of this size fits an output layer of words; a larger one calls for characters.
@@ -57,7 +57,7 @@ def open_manifest_folder(folder):
 
 
 def _usable(path):
-    good, _ = check_utterances(read_manifest(path))
+    good = [utterance for utterance in read_manifest(path) if find_problem(utterance) is None]
     if not good:
         raise ManifestError(f"{path}: none of its utterances can be used; check the paths of the audio files.")
     return good

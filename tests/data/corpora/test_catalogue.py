@@ -6,6 +6,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip("espeakng_loader")
 
@@ -18,6 +19,7 @@ from keras_usm_lite.data.corpora import (
     open_corpus,
     prepare_corpus,
 )
+from keras_usm_lite.data.corpora import arabic_commands as arabic_recipe
 from keras_usm_lite.data.manifest import Utterance, read_manifest, write_manifest
 
 TINY = {"sizes": (3, 1, 1)}
@@ -54,6 +56,18 @@ def arabic(tmp_path):
         for name in names:
             write_wav(root / name, np.sin(np.arange(1600.0)))
         (root / f"{table}.csv").write_text("".join(f"{name},stop\n" for name in names))
+    return root
+
+
+@pytest.fixture
+def librispeech(tmp_path):
+    """The smallest LibriSpeech: one sentence per subset."""
+    root = tmp_path / "LibriSpeech"
+    for number, subset in enumerate(("train-clean-100", "dev-clean", "test-clean")):
+        chapter = root / subset / str(number) / "1"
+        chapter.mkdir(parents=True)
+        soundfile.write(chapter / f"{number}-1-0000.flac", np.zeros(1600), 16000)
+        (chapter / f"{number}-1.trans.txt").write_text(f"{number}-1-0000 YES\n")
     return root
 
 
@@ -155,12 +169,26 @@ def test_the_default_is_what_the_environment_names(own, monkeypatch, capsys):
     assert "Corpus: own (given by KERAS_USM_LITE_DATA)" in capsys.readouterr().out
 
 
-def test_the_default_is_human_speech_from_the_cache_if_there_is_some(arabic, capsys):
-    manifests = prepare_corpus("arabic_commands", arabic)
-    capsys.readouterr()
-    corpus = default_corpus()
-    assert corpus.splits == manifests and not corpus.synthetic
-    assert capsys.readouterr().out.startswith("Corpus: arabic_commands (found in the cache)")
+def test_the_default_is_the_human_speech_prepared_last_whatever_its_name_and_options(arabic, librispeech, capsys):
+    prepared = {
+        "seeded": prepare_corpus("arabic_commands", arabic, seed=7),
+        "librispeech": prepare_corpus("librispeech", librispeech),
+        "synthetic": prepare_corpus("synthetic_commands", **TINY),
+    }
+    folders = {name: os.path.dirname(manifests["train"]) for name, manifests in prepared.items()}
+    for latest, earlier in (("seeded", "librispeech"), ("librispeech", "seeded")):
+        for time, name in enumerate((earlier, latest, "synthetic")):
+            os.utime(os.path.join(folders[name], "corpus.json"), (time, time))
+        capsys.readouterr()
+        assert default_corpus().splits == prepared[latest]
+        assert f"(prepared earlier, {folders[latest]})" in capsys.readouterr().out
+
+
+def test_a_prepared_corpus_without_its_manifests_is_not_the_default(arabic, librispeech):
+    expected = prepare_corpus("librispeech", librispeech)
+    gone = prepare_corpus("arabic_commands", arabic)
+    os.remove(gone["dev"])
+    assert default_corpus().splits == expected
 
 
 def test_without_a_network_the_default_is_synthetic_and_both_lines_say_so(monkeypatch, capsys):
@@ -171,3 +199,13 @@ def test_without_a_network_the_default_is_synthetic_and_both_lines_say_so(monkey
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("arabic_commands is not available: Cannot download https://github.com/")
     assert lines[-1].startswith("Corpus: synthetic_commands (the only one that needs no data)")
+
+
+def test_a_download_that_is_no_archive_is_one_line_and_the_next_best_corpus(tmp_path, monkeypatch, capsys):
+    defaults = (*TINY.values(), *synthetic.build_synthetic_commands.__defaults__[1:])
+    monkeypatch.setattr(synthetic.build_synthetic_commands, "__defaults__", defaults)
+    downloads = tmp_path / "home" / "downloads"
+    downloads.mkdir(parents=True)
+    (downloads / os.path.basename(arabic_recipe.URL)).write_text("<html>please log in</html>")
+    assert default_corpus().synthetic
+    assert "arabic_commands is not available: " in capsys.readouterr().out.splitlines()[0]

@@ -25,3 +25,15 @@ def test_the_folder_can_be_moved(tmp_path):
 def test_a_corpus_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Corpus("mine", {}, False, "", "word").name = "yours"
+
+
+def test_the_fingerprint_is_that_of_the_rows_wherever_they_lie(tmp_path):
+    def fingerprint(folder, **splits):
+        (tmp_path / folder).mkdir()
+        for split, rows in splits.items():
+            (tmp_path / folder / f"{split}.tsv").write_text(rows)
+        return Corpus("c", {s: str(tmp_path / folder / f"{s}.tsv") for s in splits}, False, "", "word").fingerprint()
+
+    known = fingerprint("a", train="1", test="2")
+    assert fingerprint("b", test="2", train="1") == known
+    assert known not in (fingerprint("c", train="2", test="1"), fingerprint("d", train="1", test="3"))
