@@ -7,9 +7,9 @@
 
 A child process trains a small recogniser at int4 + 2:4 with pruning and quantization schedules, SpecAugment and dropout
 on one CPU, with determinism on. SIGKILL comes in turn at a random moment of the training and while a file of the backup
-is being written. The next child continues; when one reaches the end, its weights, masks, scales, random states,
-optimizer, learning rate and metrics are compared with those of the undisturbed training, and another training begins,
-until the kills are used up. The tally is added to `benchmarks/results/survival.json`.
+is being written. The next child continues, be it from the state at the very end; when one is done, its weights, masks,
+scales, random states, optimizer, learning rate and metrics are compared with those of the undisturbed training, and
+another training begins, until the kills are used up. The tally is added to `benchmarks/results/survival.json`.
 """
 
 import argparse
@@ -126,6 +126,7 @@ def survive(reference, backup, kills, spare_writing, folder, start):
         folder.mkdir()
         tally["trainings"] += 1
         while True:
+            leftovers = sizes(folder / "backup", "*.tmp")
             child = start(folder, backup)
             tally["starts"] += 1
             if tally["kills"] < kills:
@@ -135,7 +136,8 @@ def survive(reference, backup, kills, spare_writing, folder, start):
             child.join()
             if child.exitcode == -9:
                 tally["kills"] += 1
-                tally["kills while writing"] += bool(sizes(folder / "backup", "*.tmp")) if backup == "usm" else writing
+                half_written = sizes(folder / "backup", "*.tmp").keys() - leftovers.keys()
+                tally["kills while writing"] += bool(half_written) if backup == "usm" else writing
                 print(f"kill {tally['kills']} after {sizes(folder).get('beats', 0)} batches", flush=True)
                 continue
             if child.exitcode:
@@ -168,6 +170,8 @@ def main():
     parser.add_argument("--spare-writing", action="store_true", help="aim no kill at the writing of the backup")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills (default 0)")
     args = parser.parse_args()
+    from keras_usm_lite.data.manifest import replacing
+
     random.seed(args.seed)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -192,7 +196,8 @@ def main():
     name = f"{os.environ.get('KERAS_BACKEND', 'tensorflow')}, {args.backup}"
     name += ", writing spared" if args.spare_writing else ""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps({**results, name: tally}, indent=1) + "\n")
+    with replacing(RESULTS) as temporary:
+        pathlib.Path(temporary).write_text(json.dumps({**results, name: tally}, indent=1) + "\n")
     print(name, json.dumps(tally, indent=1))
 
 

@@ -3,8 +3,10 @@
     python examples/publish.py compressed.keras --data CORPUS --name commands_int4_2_4 --licence "CC BY 4.0, ..." \\
         --made "python examples/finetune_usm_lite.py --data CORPUS"
 
-The card's word error rate is measured here, on the whole test split, from the model that is published; the files are
-written only if the packed file reloads bit for bit and the `.tflite` passes `usm.verify_litert`.
+A model that is a packed file, model.usm, is published anew. The card's word error rates are measured here, on the whole
+test split, from the model and from the very `.tflite` that is published. The folder appears, or takes the place of the
+one before, as a whole, and only if the packed kernels reload bit for bit, the `.tflite` passes `usm.verify_litert` on
+the recordings, and all files together are small enough.
 """
 
 import argparse
@@ -48,7 +50,7 @@ def parse_arguments(arguments=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("model", help="trained recogniser, float or compressed, a .keras file")
+    add("model", help="trained recogniser, float or compressed, a .keras or a .usm file")
     add("--data", required=True, help="folder or name of the corpus it was trained on")
     add("--name", required=True, help="name of the folder that is made")
     add("--licence", required=True, help="licence of the data and who is to be named")
@@ -69,45 +71,58 @@ def wer_interval(usm, references, texts, draws=10_000, seed=0):
     return np.quantile(errors[picks].sum(axis=1) / words[picks].sum(axis=1), [0.025, 0.975]).tolist()
 
 
-def write_files(usm, model, task, folder):
-    """Write the packed file, the `.tflite` and the tokeniser; return what `verify_litert` found."""
+def open_model(usm, path):
+    """Return the trained recogniser; stop if the file is none."""
+    import keras
+
+    if not os.path.isfile(path) or not path.endswith((".keras", ".usm")):
+        raise SystemExit(f"{path} is no .keras or .usm file; give what model.save or usm.save_packed wrote.")
+    return usm.load_packed(path) if path.endswith(".usm") else keras.models.load_model(path, compile=False)
+
+
+def open_task(usm, model, data):
+    """Return the task of a corpus; stop if the model was not trained for it."""
+    task = usm.data.SpeechTask.prepare(usm.data.open_corpus(data))
+    classes = model.compute_output_shape((1, 100, task.frontend.num_mel_bins))[-1]
+    if classes != task.tokenizer.vocab_size:
+        raise SystemExit(
+            f"The model tells {classes} classes apart, {data} has {task.tokenizer.vocab_size} with the blank; give the "
+            "corpus the model was trained with."
+        )
+    return task
+
+
+def write_packed(usm, model, task, path):
+    """Write the packed file; stop unless it reloads to the same model."""
     import numpy as np
 
-    packed = usm.save_packed(model, os.path.join(folder, "model.usm"))
-    reloaded = usm.load_packed(packed)
+    reloaded = usm.load_packed(usm.save_packed(model, path))
     kernels = [[layer.effective_kernel() for layer in usm.compressed_layers(one)] for one in (model, reloaded)]
     # Logits of a large batch may differ in their last bits: threads add up in the order in which they finish.
     features = task.batches["dev"][0][0]
     logits = [one.predict_on_batch(features) for one in (model, reloaded)]
     if not all(map(np.array_equal, *kernels)) or not np.allclose(*logits, rtol=1e-4, atol=1e-4):
         raise RuntimeError("The packed file does not reload to the same model; please report this.")
-    usm.save_tokenizer(task.tokenizer, os.path.join(folder, "tokenizer.json"))
-    path = os.path.join(folder, "model.tflite")
-    parity = usm.verify_litert(
-        model, usm.export_litert(model, path), task.labelled("test"), task.tokenizer, tolerance=0.01
-    )
-    usm.export_litert(model, path, sample_rate_input=task.frontend.sample_rate, frontend=task.frontend)
-    return parity
 
 
-def main(arguments=None):
-    """Measure, write, and describe."""
-    args = parse_arguments(arguments)
-    import keras
+def write_litert(usm, model, task, path):
+    """Write the `.tflite` and return what `verify_litert` says of it, on the recordings of the test split."""
+    frontend = task.frontend
+    usm.export_litert(model, path, sample_rate_input=frontend.sample_rate, frontend=frontend)
+    return usm.verify_litert(model, path, task.utterances["test"], task.tokenizer, tolerance=0.01, frontend=frontend)
 
-    import keras_usm_lite as usm
 
-    model = keras.models.load_model(args.model, compile=False)
-    corpus = usm.data.open_corpus(args.data)
-    task = usm.data.SpeechTask.prepare(corpus)
-    folder = os.path.join(args.folder, args.name)
-    os.makedirs(folder, exist_ok=True)
+def describe(usm, args, model, task, folder):
+    """Write all files of a published model; return the text of its card."""
     references, texts = task.transcribe(model.predict_on_batch, "test")
     rates, (low, high) = usm.error_rates(references, texts), wer_interval(usm, references, texts)
-    parity = write_files(usm, model, task, folder)
+    write_packed(usm, model, task, os.path.join(folder, "model.usm"))
+    parity = write_litert(usm, model, task, os.path.join(folder, "model.tflite"))
+    usm.save_tokenizer(task.tokenizer, os.path.join(folder, "tokenizer.json"))
     table = usm.report(model)
     sizes = {name: os.path.getsize(os.path.join(folder, f"model.{name}")) for name in ("usm", "tflite")}
     kinds = sorted({f"{row.quantization or 'float'} {row.sparsity or 'dense'}" for row in table.rows if row.compressed})
+    corpus, tokenizer = task.corpus, task.tokenizer
     card = {
         "name": args.name,
         "what": f"A Conformer-CTC speech recogniser, {' and '.join(kinds) or 'float'}, for Keras, LiteRT and phones.",
@@ -121,7 +136,7 @@ def main(arguments=None):
         "differing": len(parity.differing),
         "data": f"{corpus.name}, {'synthetic speech (espeak-ng)' if corpus.synthetic else 'recorded speech'}",
         "licence": args.licence,
-        "units": f"{task.tokenizer.vocab_size - 1} {corpus.tokens}s" if corpus.tokens == "word" else "characters",
+        "units": f"{tokenizer.vocab_size - 1} {corpus.tokens}s" if corpus.tokens == "word" else "characters",
         "weights": table.weights,
         "share": table.compressed_share,
         "bits": table.kernel_bits_per_weight if kinds else 32.0,
@@ -132,14 +147,28 @@ def main(arguments=None):
         "made": args.made,
         "limits": args.limits,
     }
+    text = CARD.format(**card)
     with open(os.path.join(folder, "README.md"), "w") as file:
-        file.write(CARD.format(**card))
+        file.write(text)
     with open(os.path.join(folder, "card.json"), "w") as file:
         json.dump(card, file, indent=1)
-    total = sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder))
-    if total > LIMIT:
-        raise SystemExit(f"{folder} holds {total:,} bytes; a published model has at most {LIMIT:,}.")
-    print(CARD.format(**card))
+    return text
+
+
+def main(arguments=None):
+    """Write and describe everything beside the target, then put it there."""
+    args = parse_arguments(arguments)
+    import keras_usm_lite as usm
+    from keras_usm_lite.data.corpora.cache import replacing_folder
+
+    model = open_model(usm, args.model)
+    task = open_task(usm, model, args.data)
+    with replacing_folder(os.path.join(args.folder, args.name)) as folder:
+        text = describe(usm, args, model, task, folder)
+        total = sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder))
+        if total > LIMIT:
+            raise SystemExit(f"The files hold {total:,} bytes; a published model has at most {LIMIT:,}.")
+    print(text)
 
 
 if __name__ == "__main__":

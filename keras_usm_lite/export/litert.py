@@ -1,7 +1,6 @@
 """`export_litert`: a `.tflite` file whose kernels are the integers that were trained."""
 
 import contextlib
-import functools
 import io
 import os
 import re
@@ -17,7 +16,7 @@ from keras_usm_lite.export.litert_integers import check_integers, litert_kernels
 from keras_usm_lite.export.litert_kernel import litert_layer
 from keras_usm_lite.export.litert_weights import read_litert_weights
 from keras_usm_lite.export.serving import num_mel_bins, require_tensorflow, serving_model
-from keras_usm_lite.export.verify import require_utterances, verify_litert
+from keras_usm_lite.export.verify import verify_gate
 from keras_usm_lite.models.compressed_model import CompressedModel
 from keras_usm_lite.rewrite import GRAPHS, in_float32, rewrite
 
@@ -45,9 +44,10 @@ def export_litert(
         batch: rows per call, None for any number.
         length: frames (or samples) per row, None for any number.
         frontend: the `LogMel` the model was trained with, if it is not the default.
-        verify: a dataset on which the file is compared with the model before it gets its name, by `verify_litert` with
-            its usual tolerance; None compares the integers only.
-        tokenizer: for `verify`: turns labels into text; without it every label counts as a word.
+        verify: what `verify_litert`, with its usual tolerance, compares the file and the model on before the file gets
+            its name: for audio `SpeechTask.utterances["test"]`, for features `SpeechTask.labelled("test")`. None
+            compares the integers only.
+        tokenizer: for `verify`: see there.
 
     Returns:
         `path`.
@@ -55,19 +55,19 @@ def export_litert(
     Raises:
         RuntimeError: the backend is not TensorFlow.
         ParityError: the file does not hold the trained integers, or its WER on `verify` differs. Nothing is written.
-        ValueError: a path without ".tflite", or a kernel LiteRT cannot run: one with sub-channel scales, or one whose
-            integers, without their zero point, lie outside -127 to 127.
+        ValueError: a path without ".tflite", a dataset that is not for this file, or a kernel LiteRT cannot run: one
+            with sub-channel scales, or one whose integers, without their zero point, lie outside -127 to 127.
+
+    Example:
+
+    >>> import tempfile, keras_usm_lite as usm
+    >>> model = usm.USMForCTC(4, quantization="int4", num_layers=1, dim=16, num_heads=2, subsampling_channels=4)
+    >>> path = export_litert(model, os.path.join(tempfile.mkdtemp(), "model.tflite"))
+    >>> sorted({weight.bits for weight in read_litert_weights(path)})  # bits per weight, of all matrices in the file
+    [4, 32]
     """
-    require_tensorflow("export_litert")
     path = os.fspath(path)
-    if not path.endswith(".tflite"):
-        raise ValueError(f"path={path!r} must end in '.tflite'.")
-    if verify is not None:
-        require_utterances(verify)
-    kernels = litert_kernels(model)
-    for message in sorted({kernel.widened for kernel in kernels if kernel.widened}):
-        warnings.warn(f"{path}: stores {message}, the next width LiteRT can run.", stacklevel=2)
-    _warn_of_masks(model, path)
+    kernels = prepare_export("export_litert", model, path)
     served = float_copy(model)
     if num_mel_bins(served) is not None:
         served = serving_model(served, sample_rate_input, batch, length, frontend)
@@ -77,12 +77,27 @@ def export_litert(
             f"{type(model).__name__} {model.name!r} does not say how many mel bins it takes, so sample_rate_input and "
             "length mean nothing to it: they are for USMForCTC and its copies. Leave them out."
         )
-    gate = functools.partial(verify_litert, model, dataset=verify, tokenizer=tokenizer, frontend=frontend)
-    return write_litert(served, path, kernels, None if verify is None else gate)
+    signature = (served.inputs, served.outputs) if isinstance(served, GRAPHS) else None
+    return write_litert(served, path, kernels, verify_gate(model, signature, verify, tokenizer, frontend))
 
 
-def _warn_of_masks(model, path):
-    """Say so if N:M masks were never made: the file works, but it is not what the configuration promises."""
+def prepare_export(what, model, path):
+    """Return the `litert_kernels` of a model, or stop before the work; warn of what the file is not going to be.
+
+    Args:
+        what: name of the exporting function.
+        model: what it exports.
+        path: the file it is going to write.
+
+    Raises:
+        RuntimeError, ValueError: see `export_litert`.
+    """
+    require_tensorflow(what)
+    if not path.endswith(".tflite"):
+        raise ValueError(f"path={path!r} must end in '.tflite'.")
+    kernels = litert_kernels(model)
+    for message in sorted({kernel.widened for kernel in kernels if kernel.widened}):
+        warnings.warn(f"{path}: stores {message}, the next width LiteRT can run.", stacklevel=3)
     sparse = [layer for layer in compressed_layers(model) if layer.sparsity is not None]
     unmade = [layer for layer in sparse if int(nm_violations(layer.mask, layer.sparsity.n, layer.sparsity.m))]
     if unmade:
@@ -91,6 +106,7 @@ def _warn_of_masks(model, path):
             f"for one is not {unmade[0].sparsity}. Train with callbacks.NMPruning, or call usm.update_masks(model).",
             stacklevel=3,
         )
+    return kernels
 
 
 def float_copy(model):

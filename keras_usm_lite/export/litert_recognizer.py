@@ -17,6 +17,16 @@ class LiteRTRecognizer:
 
     Raises:
         ImportError: `ai-edge-litert` is not installed.
+
+    Example:
+
+    >>> import os, tempfile, keras_usm_lite as usm
+    >>> model = usm.USMForCTC(3, num_layers=1, dim=16, num_heads=2, subsampling_channels=4)
+    >>> path = usm.export_litert(model, os.path.join(tempfile.mkdtemp(), "model.tflite"), sample_rate_input=16000)
+    >>> recognizer = LiteRTRecognizer(path, usm.WordTokenizer(["no", "yes"]))
+    >>> recognizer.logits(np.zeros(16000)).shape
+    (1, 25, 3)
+    >>> text, seconds = recognizer.transcribe(np.zeros(16000))
     """
 
     def __init__(self, path, tokenizer, num_threads=1):

@@ -40,6 +40,15 @@ def export_onnx(model, path, sample_rate_input=None, batch=1, length=None, front
         RuntimeError: the backend is neither TensorFlow nor PyTorch.
         ImportError: the converter is not installed.
         ValueError: a path without ".onnx", or free sizes that the converter cannot express.
+
+    Example:
+
+    >>> import numpy as np, onnxruntime, tempfile, keras_usm_lite as usm
+    >>> model = usm.USMForCTC(4, quantization="int4", num_layers=1, dim=16, num_heads=2, subsampling_channels=4)
+    >>> path = export_onnx(model, os.path.join(tempfile.mkdtemp(), "model.onnx"), length=40)
+    >>> (logits,) = onnxruntime.InferenceSession(path).run(None, {"features": np.zeros((1, 40, 80), "float32")})
+    >>> logits.shape
+    (1, 10, 4)
     """
     path = os.fspath(path)
     if not path.endswith(".onnx"):

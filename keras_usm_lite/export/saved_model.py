@@ -1,14 +1,13 @@
 """`export_saved_model`: a SavedModel, small on disk, that takes features or raw audio."""
 
 import os
-import shutil
-import tempfile
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_usm_lite.compression import compressed_layers
+from keras_usm_lite.data.corpora.cache import replacing_folder
 from keras_usm_lite.export.bake import bake
 from keras_usm_lite.export.packed_kernel import PackedKernel
 from keras_usm_lite.export.serving import require_tensorflow, serving_model
@@ -28,7 +27,7 @@ def export_saved_model(model, path, frontend=None, packed=True):
 
     Args:
         model: `USMForCTC` or its compressed copy.
-        path: folder to write; replaced if it is a SavedModel already.
+        path: folder to write; replaced as a whole if it is a SavedModel already, or a link to one.
         frontend: the `LogMel` the model was trained with, if it is not the default.
         packed: False stores the effective kernels in float32, for converters that do not run initialisers.
 
@@ -40,6 +39,15 @@ def export_saved_model(model, path, frontend=None, packed=True):
         FileExistsError: `path` exists and is not a SavedModel.
         ValueError: the front end does not fit, or a layer cannot be packed yet: its mask is not made or still fading,
             or it is in a float warm-up.
+
+    Example:
+
+    >>> import tempfile, tensorflow as tf, keras_usm_lite as usm
+    >>> model = usm.USMForCTC(4, quantization="int4", num_layers=1, dim=16, num_heads=2, subsampling_channels=4)
+    >>> path = export_saved_model(model, os.path.join(tempfile.mkdtemp(), "model"))
+    >>> signatures = tf.saved_model.load(path).signatures
+    >>> tuple(signatures["audio"](audio=tf.zeros((2, 16000)))["logits"].shape)
+    (2, 25, 4)
     """
     require_tensorflow("export_saved_model")
     import tensorflow as tf
@@ -50,14 +58,8 @@ def export_saved_model(model, path, frontend=None, packed=True):
     baked = bake(model)
     kernels = _packed_kernels(model, baked) if packed else []
     content, signatures = _serving_module(baked, kernels, frontend)
-    parent = os.path.dirname(os.path.abspath(path))
-    os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
-        written = os.path.join(folder, "saved_model")
-        tf.saved_model.save(content, written, signatures)
-        if os.path.exists(path):
-            shutil.rmtree(path)
-        os.replace(written, path)
+    with replacing_folder(os.path.realpath(path)) as temporary:  # a link stays a link, to the new model
+        tf.saved_model.save(content, temporary, signatures)
     return path
 
 

@@ -1,16 +1,15 @@
 """`export_litert_streaming`: a `.tflite` file that hears a recording chunk by chunk."""
 
 import os
-import warnings
 
 import keras
 
-from keras_usm_lite.export.litert import float_copy, litert_kernels, write_litert
-from keras_usm_lite.export.serving import require_tensorflow
+from keras_usm_lite.export.litert import float_copy, prepare_export, write_litert
+from keras_usm_lite.export.verify import verify_gate
 from keras_usm_lite.models.streaming_ctc import StreamingCTC
 
 
-def export_litert_streaming(model, path, frontend=None, chunks=1):
+def export_litert_streaming(model, path, frontend=None, chunks=1, verify=None, tokenizer=None):
     """Write a chunk-wise recogniser as a `.tflite` file with a streaming signature.
 
     One call takes the next 40 ms times `chunk_size` times `chunks` of a recording and the state of the call before, and
@@ -29,23 +28,36 @@ def export_litert_streaming(model, path, frontend=None, chunks=1):
         frontend: the `LogMel(normalization="running")` (or None) that the model was trained with, for audio in; without
             it the file takes log-mel features.
         chunks: attention chunks per call.
+        verify: whole utterances on which `verify_litert`, with its usual tolerance, compares the file, step by step,
+            with the model, all at once, before the file gets its name: for audio `SpeechTask.utterances["test"]`. None
+            compares the integers only.
+        tokenizer: for `verify`: see `verify_litert`.
 
     Returns:
         `path`.
 
     Raises:
-        RuntimeError: the backend is not TensorFlow, or the file does not hold the trained integers.
-        ValueError: a path without ".tflite", a model that is not chunk-wise, a front end that cannot run on a stream,
-            or a kernel LiteRT cannot run.
+        RuntimeError: the backend is not TensorFlow.
+        ParityError: the file does not hold the trained integers, or its WER on `verify` differs. Nothing is written.
+        ValueError: a path without ".tflite", a model that is not chunk-wise, a front end that cannot run on a stream, a
+            dataset that is not for this file, or a kernel LiteRT cannot run.
+
+    Source: USM (arXiv 2303.01037), section 3.3 (chunk-wise attention).
+
+    Example:
+
+    >>> import tempfile, keras_usm_lite as usm
+    >>> size = {"num_layers": 1, "dim": 16, "num_heads": 2, "subsampling_channels": 4}
+    >>> model = usm.USMForCTC(4, quantization="int4", chunk_size=5, causal_conv=True, **size)
+    >>> path = export_litert_streaming(model, os.path.join(tempfile.mkdtemp(), "streaming.tflite"))
+    >>> usm.StreamingRecognizer(path, usm.CharTokenizer("abc")).step  # frames of 10 ms
+    20
     """
-    require_tensorflow("export_litert_streaming")
     path = os.fspath(path)
-    if not path.endswith(".tflite"):
-        raise ValueError(f"path={path!r} must end in '.tflite'.")
-    kernels = litert_kernels(model)
-    for message in sorted({kernel.widened for kernel in kernels if kernel.widened}):
-        warnings.warn(f"{path}: stores {message}, the next width LiteRT can run.", stacklevel=2)
-    return write_litert(streaming_model(float_copy(model), frontend, chunks), path, kernels)
+    kernels = prepare_export("export_litert_streaming", model, path)
+    served = streaming_model(float_copy(model), frontend, chunks)
+    signature = served.inputs[:1], [served.output["logits"]]
+    return write_litert(served, path, kernels, verify_gate(model, signature, verify, tokenizer, frontend))
 
 
 def streaming_model(model, frontend=None, chunks=1):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_usm_lite.models.usm_for_ctc import IMPOSSIBLE
+
 FRAMES_PER_SECOND = 25  # output frames of 40 ms
 
 
@@ -25,10 +27,28 @@ class StreamingRecognizer:
     Attributes:
         step: samples (or frames) of one step.
         sample_rate: samples per second; None for a file that takes features.
+        item_shape: shape of one sample, `()`, or of one frame, `(bins,)`.
+        vocab_size: classes of the logits, the blank included.
 
     Raises:
         ImportError: `ai-edge-litert` is not installed.
         ValueError: the file has no streaming signature.
+
+    Source: A. Graves et al., "Connectionist Temporal Classification", ICML 2006, section 3.2 (best path decoding).
+
+    Example:
+
+    >>> import os, tempfile, keras_usm_lite as usm
+    >>> size = {"num_layers": 1, "dim": 16, "num_heads": 2, "subsampling_channels": 4}
+    >>> model = usm.USMForCTC(3, chunk_size=5, causal_conv=True, **size)
+    >>> path = os.path.join(tempfile.mkdtemp(), "streaming.tflite")
+    >>> path = usm.export_litert_streaming(model, path, usm.LogMel(normalization="running"))
+    >>> recognizer = StreamingRecognizer(path, usm.WordTokenizer(["no", "yes"]))
+    >>> recognizer.step, recognizer.sample_rate  # 5 output frames of 40 ms
+    (3200, 16000)
+    >>> early = recognizer.feed(np.zeros(5000))
+    >>> recognizer.finish().startswith(early)
+    True
     """
 
     def __init__(self, path, tokenizer, num_threads=1):
@@ -46,15 +66,15 @@ class StreamingRecognizer:
         self._state_shape = tuple(inputs["state"]["shape"])
         self._input = "audio" if "audio" in inputs else "features"
         self.step = int(inputs[self._input]["shape"][1])
-        frames = int(outputs["logits"]["shape"][1])
+        frames, self.vocab_size = (int(size) for size in outputs["logits"]["shape"][1:])
         self.sample_rate = self.step * FRAMES_PER_SECOND // frames if self._input == "audio" else None
-        self._item_shape = tuple(inputs[self._input]["shape"][2:])
+        self.item_shape = tuple(inputs[self._input]["shape"][2:])
         self.reset()
 
     def reset(self):
         """Forget everything: the next piece starts a recording."""
         self._state = np.zeros(self._state_shape, np.float32)
-        self._waiting = np.zeros((0, *self._item_shape), np.float32)
+        self._waiting = np.zeros((0, *self.item_shape), np.float32)
         self._labels, self._last = [], 0
 
     def feed(self, piece):
@@ -70,8 +90,8 @@ class StreamingRecognizer:
             ValueError: a piece of another shape.
         """
         piece = np.asarray(piece, np.float32)
-        if piece.ndim == 0 or piece.shape[1:] != self._item_shape:
-            expected = ", ".join(["n", *map(str, self._item_shape)])
+        if piece.ndim == 0 or piece.shape[1:] != self.item_shape:
+            expected = ", ".join(["n", *map(str, self.item_shape)])
             raise ValueError(f"The file takes {self._input} [{expected}], got shape {piece.shape}.")
         self._waiting = np.concatenate([self._waiting, piece])
         while len(self._waiting) >= self.step:
@@ -92,15 +112,35 @@ class StreamingRecognizer:
         """The text so far."""
         return self.tokenizer.decode(self._labels)
 
+    def logits(self, inputs):
+        """Hear a whole recording, step by step; what was fed before is forgotten.
+
+        Args:
+            inputs: samples `[n]` in [-1, 1], or features `[n, bins]`.
+
+        Returns:
+            The logits `[1, frames, vocabulary]` without the certain blanks that follow the recording.
+        """
+        self.reset()
+        steps = [self._step(inputs[begin : begin + self.step]) for begin in range(0, len(inputs), self.step)]
+        self.reset()
+        logits = np.concatenate(steps, axis=1)
+        real = logits[0, :, 1:].max(axis=-1) > IMPOSSIBLE
+        return logits[:, : np.flatnonzero(real).max(initial=-1) + 1]
+
     def _hear(self, chunk):
-        padded = np.zeros((1, self.step, *self._item_shape), np.float32)
-        padded[0, : len(chunk)] = chunk
-        outputs = self._run(**{self._input: padded, "length": np.array([len(chunk)], np.int32), "state": self._state})
-        self._state = outputs["state"]
-        best = outputs["logits"][0].argmax(axis=-1)
+        best = self._step(chunk)[0].argmax(axis=-1)
         changed = np.diff(best, prepend=self._last) != 0
         self._labels += best[changed & (best != 0)].tolist()
         self._last = best[-1]
+
+    def _step(self, chunk):
+        """Return the logits of a step that the chunk begins, and remember the state after it."""
+        padded = np.zeros((1, self.step, *self.item_shape), np.float32)
+        padded[0, : len(chunk)] = chunk
+        outputs = self._run(**{self._input: padded, "length": np.array([len(chunk)], np.int32), "state": self._state})
+        self._state = outputs["state"]
+        return outputs["logits"]
 
 
 def is_streaming(interpreter):

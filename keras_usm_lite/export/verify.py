@@ -10,6 +10,8 @@ from keras_usm_lite.error_rates import ErrorRates, error_rates
 from keras_usm_lite.export.litert_integers import check_integers, litert_kernels
 from keras_usm_lite.export.parity_error import ParityError
 from keras_usm_lite.export.serving import num_mel_bins
+from keras_usm_lite.export.streaming_recognizer import StreamingRecognizer, is_streaming
+from keras_usm_lite.export.verify_data import check_dataset, decoder, utterances
 from keras_usm_lite.layers.log_mel import LogMel
 
 
@@ -56,17 +58,19 @@ def verify_litert(model, path, dataset, tokenizer=None, tolerance=0.01, frontend
 
     Passes if `|WER(LiteRT) - WER(Keras)| <= tolerance` and the integers read back from the file are the trained ones.
     Both hear each utterance alone, exactly as the file takes it: without padding where the length of the file is free,
-    else cut or padded with zeros to its fixed length. Some difference of the logits is normal, for LiteRT quantizes
-    activations to int8; it is reported, not judged.
+    else cut or padded with zeros to its fixed length. A streaming file hears it step by step, and is held against what
+    the model makes of the whole. Some difference of the logits is normal, for LiteRT quantizes activations to int8; it
+    is reported, not judged.
 
     Args:
         model: the model that was exported, log-mel features in.
-        path: the file that `export_litert` wrote.
-        dataset: `len(dataset)` batches `dataset[i] = (x, y, sample_weight)` of what the file takes: `x` features
-            `[B, frames, bins]` or audio `[B, samples]`, or `{"features" or "audio": ..., "lengths": int [B]}` where
-            rows are padded; `y` labels `int [B, L]`, padded with 0; `sample_weight` `[B]`, 0 for rows that only fill
-            up. For files that take features, `SpeechBatches` is one.
-        tokenizer: turns labels into text with `decode(ids)`; with None every label counts as a word.
+        path: the file that `export_litert` or `export_litert_streaming` wrote.
+        dataset: for a file that takes audio, the utterances of a manifest: `SpeechTask.utterances["test"]`, or what
+            `data.read_manifest` returns. For one that takes features, `SpeechTask.labelled("test")`. For either,
+            `len(dataset)` batches `dataset[i] = (x, y, sample_weight)`: `x` features `[B, frames, bins]` or audio
+            `[B, samples]`, or `{"features" or "audio": ..., "lengths": int [B]}` where rows are padded; `y` labels
+            `int [B, L]`, padded with 0; `sample_weight` `[B]`, 0 for rows that only fill up.
+        tokenizer: turns labels into text with `decode(ids)`; with None, for batches only, every label counts as a word.
         tolerance: largest difference of WER, an absolute fraction: 0.01 is one word in a hundred.
         frontend: for files that take audio, the `LogMel` the model was trained with, if it is not the default.
 
@@ -79,32 +83,36 @@ def verify_litert(model, path, dataset, tokenizer=None, tolerance=0.01, frontend
         ValueError: a dataset without utterances or not of what the file takes, a tokenizer that does not fit, or a
             tolerance below 0.
         ImportError: `ai-edge-litert` is not installed.
+
+    Example:
+
+    >>> import os, tempfile, keras_usm_lite as usm
+    >>> model = usm.USMForCTC(4, quantization="int4", num_layers=1, dim=16, num_heads=2, subsampling_channels=4)
+    >>> path = usm.export_litert(model, os.path.join(tempfile.mkdtemp(), "model.tflite"), sample_rate_input=16000)
+    >>> audio = 0.1 * np.random.default_rng(0).normal(size=(1, 16000))
+    >>> dataset = [(audio, np.array([[1, 2, 3]]), np.ones(1))]
+    >>> parity = verify_litert(model, path, dataset, tolerance=np.inf)  # an untrained model's words mean nothing
+    >>> parity.frames, parity.kernels, parity.logits_error < 0.05
+    (25, 11, True)
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance={tolerance!r} must be a WER of at least 0, such as 0.01.")
-    require_utterances(dataset)
     run, shape, vocab_size = _open(path)
-    _check_inputs(dataset, shape)
-    if tokenizer is not None and tokenizer.vocab_size != vocab_size:
-        raise ValueError(
-            f"The file gives logits of {vocab_size} tokens; the tokenizer has {tokenizer.vocab_size}. Give the "
-            "tokenizer the model was trained with."
-        )
+    frontend = _frontend(model, frontend, shape)
+    check_dataset(dataset, tokenizer, shape, vocab_size)
     kernels = litert_kernels(model)
     integers = check_integers(path, kernels)
-    predict = functools.partial(_keras_logits, model, _frontend(model, frontend) if len(shape) == 2 else None)
-    decode = _joined_numbers if tokenizer is None else tokenizer.decode
-    texts, logits = [], _LogitsComparison()
-    for utterance, labels in _utterances(dataset):
+    texts, logits, decode = [], _LogitsComparison(), decoder(tokenizer)
+    for utterance, said in utterances(dataset, tokenizer, frontend):
         inputs = _as_the_file_takes_it(utterance, shape)
-        pair = predict(inputs), run(inputs)
+        pair = _keras_logits(model, frontend, inputs), run(inputs)
         if pair[0].shape != pair[1].shape or not np.isfinite(pair[1]).all():
             raise ParityError(
                 f"The file gives logits {pair[1].shape}, {np.sum(~np.isfinite(pair[1]))} of them not finite numbers; "
                 f"the model gives {pair[0].shape}. It is not an export of this model."
             )
         logits.add(*pair)
-        texts.append((decode(labels), *(decode(greedy_decode(part)[0]) for part in pair)))
+        texts.append((said, *(decode(greedy_decode(part)[0]) for part in pair)))
     references, expected, heard = zip(*texts, strict=True)
     parity = Parity(
         keras=error_rates(references, expected),
@@ -124,14 +132,23 @@ def verify_litert(model, path, dataset, tokenizer=None, tolerance=0.01, frontend
     return parity
 
 
-def require_utterances(dataset):
-    """Stop before any work if there is nothing to compare.
+def verify_gate(model, signature, dataset, tokenizer, frontend):
+    """Return `verify_litert` waiting for the path of a file, or None without a dataset; stop now if it does not fit.
+
+    Args:
+        model, dataset, tokenizer, frontend: as `verify_litert` takes them.
+        signature: inputs and outputs, as Keras tensors, of what is going to be the file: two lists. None if they are
+            not known before the file exists, and so not checked.
 
     Raises:
-        ValueError: a dataset without batches, or one of fill rows only.
+        ValueError: see `verify_litert`.
     """
-    if not any(np.any(dataset[index][2]) for index in range(len(dataset))):
-        raise ValueError("The dataset has no utterances, so nothing can be compared. Give some of the test set.")
+    if dataset is None:
+        return None
+    if signature is not None:
+        shape, vocab_size = _check_signature("The file", *([tensor.shape for tensor in side] for side in signature))
+        check_dataset(dataset, tokenizer, shape, vocab_size)
+    return functools.partial(verify_litert, model, dataset=dataset, tokenizer=tokenizer, frontend=frontend)
 
 
 def _open(path):
@@ -139,12 +156,12 @@ def _open(path):
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path))
+    if is_streaming(interpreter):
+        recognizer = StreamingRecognizer(path, tokenizer=None)
+        return lambda batch: recognizer.logits(batch[0]), (1, -1, *recognizer.item_shape), recognizer.vocab_size
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]["shape"]) not in (2, 3):
-        raise ValueError(
-            f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; verify_litert compares files that turn one "
-            "whole recording, audio or features, into logits, as export_litert writes them."
-        )
+    shapes = ([tuple(detail["shape_signature"].tolist()) for detail in side] for side in (inputs, outputs))
+    shape, vocab_size = _check_signature(path, *shapes)
     index = inputs[0]["index"]
 
     def run(batch):
@@ -155,31 +172,17 @@ def _open(path):
         interpreter.invoke()
         return interpreter.get_tensor(outputs[0]["index"])
 
-    return run, tuple(inputs[0]["shape_signature"].tolist()), int(outputs[0]["shape"][-1])
+    return run, shape, vocab_size
 
 
-def _check_inputs(dataset, shape):
-    """Stop before any work if the dataset is not what the file takes."""
-    found = np.shape(_values_and_lengths(dataset[0][0])[0])
-    if len(found) != len(shape) or shape[2:] != found[2:]:
-        wanted = "audio [batch, samples]" if len(shape) == 2 else f"features [batch, frames, {shape[2]}]"
-        raise ValueError(f"The file takes {wanted}; the dataset has inputs of shape {found}. Give the dataset as such.")
-
-
-def _values_and_lengths(x):
-    if not isinstance(x, dict):
-        return np.asarray(x), np.full(len(x), len(x[0]))
-    (values,) = (value for name, value in x.items() if name != "lengths")
-    return np.asarray(values), x["lengths"]
-
-
-def _utterances(dataset):
-    """Yield every utterance without its padding, and its labels."""
-    for index in range(len(dataset)):
-        x, labels, sample_weight = dataset[index]
-        values, lengths = _values_and_lengths(x)
-        for row in np.flatnonzero(sample_weight):
-            yield values[row, : int(lengths[row])].astype(np.float32), np.asarray(labels[row])
+def _check_signature(file, inputs, outputs):
+    """Return the shape of the one input and the classes of the one output, from the shapes of all."""
+    if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]) not in (2, 3):
+        raise ValueError(
+            f"{file} has {len(inputs)} inputs and {len(outputs)} outputs; verify_litert compares files that turn one "
+            "recording, audio or features, into logits, as export_litert and export_litert_streaming write them."
+        )
+    return inputs[0], outputs[0][-1]
 
 
 def _as_the_file_takes_it(utterance, shape):
@@ -190,16 +193,15 @@ def _as_the_file_takes_it(utterance, shape):
     return np.repeat(utterance[None], max(batch, 1), axis=0)
 
 
-def _frontend(model, frontend):
+def _frontend(model, frontend, shape):
+    """Return the `LogMel` behind a file that takes audio; None for one that takes features."""
+    if len(shape) == 3:
+        return None
     return LogMel(num_mel_bins=num_mel_bins(model)) if frontend is None else frontend
 
 
 def _keras_logits(model, frontend, inputs):
     return np.asarray(model.predict_on_batch(inputs if frontend is None else frontend(inputs)))
-
-
-def _joined_numbers(labels):
-    return " ".join(str(label) for label in labels if label)
 
 
 class _LogitsComparison:

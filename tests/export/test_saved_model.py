@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import subprocess
 import sys
 
@@ -53,6 +54,13 @@ def recogniser():
     return model
 
 
+def older(path):
+    """Make a folder that looks like a SavedModel."""
+    path.mkdir(parents=True)
+    (path / "saved_model.pb").write_bytes(b"older")
+    return path
+
+
 def serve(path, folder):
     """Random inputs, and what both signatures make of them in another process."""
     draw = np.random.default_rng(1)
@@ -67,9 +75,7 @@ def serve(path, folder):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A model and the SavedModel made of it in the place of an older one."""
-    path = tmp_path_factory.mktemp("saved") / "new folder" / "model"
-    path.mkdir(parents=True)
-    (path / "saved_model.pb").write_bytes(b"older")
+    path = older(tmp_path_factory.mktemp("saved") / "new folder" / "model")
     (path / "left over").write_bytes(b"older")
     model = recogniser()
     assert usm.export_saved_model(model, path) == str(path)
@@ -160,6 +166,28 @@ def test_an_older_saved_model_is_replaced_and_nothing_else_is_left(saved):
     assert not (path / "left over").exists() and (path / "saved_model.pb").read_bytes() != b"older"
 
 
+def test_at_no_moment_is_the_older_model_gone_and_the_new_one_not_there(tmp_path, monkeypatch):
+    path, replace, found = older(tmp_path / "model"), os.replace, []
+
+    def watched(source, target):
+        replace(source, target)
+        found.append([file.read_bytes() == b"older" for file in tmp_path.rglob("saved_model.pb")])
+
+    monkeypatch.setattr(os, "replace", watched)
+    usm.export_saved_model(recogniser(), path)
+    assert found and all(sorted(state) == [False, True] for state in found)  # both are complete when folders move
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_to_a_model_stays_a_link_to_the_new_one(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = older(tmp_path / "elsewhere" / "model"), tmp_path / "link"
+    link.symlink_to(target)
+    assert usm.export_saved_model(recogniser(), link) == str(link)
+    assert link.is_symlink() and (target / "saved_model.pb").read_bytes() != b"older"
+    assert list(target.parent.iterdir()) == [target]
+
+
 def test_a_folder_that_is_no_saved_model_is_refused_and_kept(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.png").write_bytes(b"precious")
@@ -178,9 +206,7 @@ def test_a_mask_that_is_not_made_is_refused_with_the_fix(tmp_path):
 
 
 def test_an_export_that_fails_leaves_the_older_model_alone(tmp_path):
-    path = tmp_path / "model"
-    path.mkdir()
-    (path / "saved_model.pb").write_bytes(b"older")
+    path = older(tmp_path / "model")
     with pytest.raises(ValueError, match="takes 16 mel bins.*front end with 80 bins"):
         usm.export_saved_model(recogniser(), path, frontend=usm.LogMel(80))
     assert (path / "saved_model.pb").read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]

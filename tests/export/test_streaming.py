@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_usm_lite as usm
+from keras_usm_lite.export import litert
 from keras_usm_lite.export.litert_weights import read_litert_weights
 from keras_usm_lite.export.streaming import export_litert_streaming, streaming_model
 
@@ -19,6 +20,7 @@ AUDIO = usm.LogMel(BINS, normalization="running")
 FILES = {
     "float, audio": (None, None, AUDIO, 2, (14700,)),
     "int4 2:4, features": ("int4", "2:4", None, 1, (91, BINS)),
+    "int4 2:4, audio": ("int4", "2:4", AUDIO, 1, (9000,)),
 }
 
 
@@ -127,6 +129,43 @@ def test_the_trained_integers_are_in_the_file(streamed):
     for layer in kernels:
         codes = array(layer.quantized_kernel()[0]).T
         assert any(np.array_equal(codes, candidate) for candidate in stored)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_gate_holds_a_streaming_file_against_the_whole_recording(streamed, name):
+    stream, frontend = streamed(name), FILES[name][2]
+    labels = np.array(usm.greedy_decode(stream.whole))
+    dataset = [(stream.inputs, labels, np.ones(1))]
+    parity = usm.verify_litert(stream.model, stream.path, dataset, tolerance=np.inf, frontend=frontend)
+    assert parity.frames == stream.whole.shape[1] and parity.keras.wer == 0 and labels.size > 5
+    if name.startswith("float"):
+        assert parity.logits_error < 1e-4 and parity.kernels == 0 and not parity.differing
+    else:
+        assert 1e-5 < parity.logits_error < 0.03 and parity.kernels == 11
+
+
+def test_an_export_that_fails_the_gate_is_not_written(streamed, tmp_path, monkeypatch):
+    stream = streamed("float, audio")
+    content = open(stream.path, "rb").read()
+    monkeypatch.setattr(litert, "_convert", lambda *_: content)  # a converter that always writes the same model
+    path = tmp_path / "model.tflite"
+    dataset = [(stream.inputs, np.array(usm.greedy_decode(stream.whole)), np.ones(1))]
+    assert export_litert_streaming(stream.model, path, AUDIO, 2, verify=dataset) == str(path)
+    path.write_bytes(b"older")
+    other = keras.models.clone_model(stream.model)
+    with pytest.raises(usm.ParityError, match="WER of the file differs"):
+        export_litert_streaming(other, path, AUDIO, 2, verify=dataset)
+    with pytest.raises(ValueError, match=r"takes features .*inputs of shape \(1, 14700\)"):
+        export_litert_streaming(other, path, verify=dataset)
+    assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
+
+
+def test_masks_that_were_never_made_are_pointed_out(tmp_path, monkeypatch):
+    model = usm.USMForCTC(VOCAB, sparsity="2:4", chunk_size=CHUNK, causal_conv=True, **SIZE)
+    monkeypatch.setattr(litert, "_convert", lambda *_: 1 / 0)  # the warning comes before the work
+    warning = pytest.warns(UserWarning, match=r"sparse layers do not obey .* is not 2:4\. Train with .*update_masks")
+    with warning, pytest.raises(ZeroDivisionError):
+        export_litert_streaming(model, tmp_path / "model.tflite")
 
 
 def test_what_cannot_stream_is_refused_and_nothing_is_written(tmp_path):

@@ -88,6 +88,14 @@ def test_finish_and_reset_forget_the_recording(exported, recognizer):
     assert recognizer.finish() == exported[1](second)
 
 
+def test_logits_are_those_of_the_recording_alone(recognizer):
+    recognizer.feed(noise(5000, seed=3))
+    logits = recognizer.logits(noise(9000))
+    assert logits.shape == (1, -(-usm.LogMel(16).num_frames(9000) // 4), 9)
+    assert recognizer.feed(noise(9000)) and recognizer.finish() == TOKENIZER.decode(usm.greedy_decode(logits)[0])
+    assert recognizer.logits(noise(300)).shape == (1, 0, 9)  # less than a window
+
+
 def test_the_file_says_how_long_a_step_is_and_at_which_rate(recognizer):
     assert (recognizer.step, recognizer.sample_rate) == (STEP, 16000)
 

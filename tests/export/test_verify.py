@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_usm_lite as usm
+from keras_usm_lite.data.audio import load_audio, write_wav
 from keras_usm_lite.decoding import greedy_decode
 from keras_usm_lite.export import litert, litert_integers
 from keras_usm_lite.export.litert_weights import read_litert_weights
@@ -20,6 +21,7 @@ if keras.backend.backend() != "tensorflow":
 BINS, VOCAB = 16, 9
 SIZE = {"num_layers": 1, "dim": 16, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": BINS}
 TOKENIZER = usm.CharTokenizer("abcdefg ")
+FRONTEND = usm.LogMel(BINS, normalization=None)
 BITS = {"float": None, "int8": 8, "int4": 4, "int2": 2}
 
 
@@ -201,23 +203,71 @@ def test_files_of_a_fixed_size_hear_what_is_cut_or_padded_to_it(exported, tmp_pa
     assert parity.frames == 3 * 16 and parity.logits_error < 1e-5 and not parity.differing
 
 
-def test_export_verifies_audio_files_and_keeps_the_older_file_when_it_fails(exported, tmp_path):
+@pytest.fixture(scope="module")
+def of_audio(exported, tmp_path_factory):
+    """The int8 model as a file that takes audio."""
+    path = tmp_path_factory.mktemp("audio") / "model.tflite"
+    usm.export_litert(exported("int8")[0], path, sample_rate_input=16000, frontend=FRONTEND)
+    return path
+
+
+def test_an_audio_file_is_judged_on_batches_of_audio_and_an_older_file_is_kept(exported, of_audio, monkeypatch):
     model, *_ = exported("int8")
-    frontend = usm.LogMel(BINS, normalization=None)
     audio = 0.1 * np.random.default_rng(0).normal(size=(2, 12000)).astype("float32")
-    good = [labelled(model, audio, np.array([12000, 9000]), frontend)]
-    arguments = {"sample_rate_input": 16000, "frontend": frontend, "tokenizer": TOKENIZER}
-    path = tmp_path / "audio.tflite"
-    assert usm.export_litert(model, path, verify=good, **arguments) == str(path)
-    before = path.read_bytes()
-    parity = verify_litert(model, path, good, TOKENIZER, frontend=frontend)
+    good = [labelled(model, audio, np.array([12000, 9000]), FRONTEND)]
+    parity = verify_litert(model, of_audio, good, TOKENIZER, frontend=FRONTEND)
     assert parity.logits_error < 0.05 and parity.kernels == 11
     features = [(np.zeros((2, 50, BINS)), np.ones((2, 1)), np.ones(2))]
     with pytest.raises(ValueError, match=r"takes audio \[batch, samples\]; the dataset has inputs of shape \(2, 50"):
-        verify_litert(model, path, features)
-    with pytest.raises(ValueError, match="no utterances"):
-        usm.export_litert(model, path, verify=[], **arguments)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+        verify_litert(model, of_audio, features)
+    before = of_audio.read_bytes()
+    monkeypatch.setattr(litert, "_convert", lambda *_: before)
+    arguments = {"sample_rate_input": 16000, "frontend": FRONTEND, "tokenizer": TOKENIZER}
+    assert usm.export_litert(model, of_audio, verify=good, **arguments) == str(of_audio)
+    with pytest.raises(ParityError, match="does not hold the 8-bit integers"):
+        usm.export_litert(recogniser(8, seed=1), of_audio, verify=good, **arguments)
+    assert of_audio.read_bytes() == before and list(of_audio.parent.iterdir()) == [of_audio]
+
+
+@pytest.fixture(scope="module")
+def manifest(exported, tmp_path_factory):
+    """Three recordings whose texts are what the int8 model hears in them."""
+    folder, model = tmp_path_factory.mktemp("recordings"), exported("int8")[0]
+    draw, found = np.random.default_rng(2), []
+    for number, samples in enumerate((12000, 9000, 15001)):
+        path = str(folder / f"{number}.wav")
+        write_wav(path, 0.1 * draw.normal(size=samples))
+        text = TOKENIZER.decode(greedy_decode(model(FRONTEND(load_audio(path)[None])))[0])
+        found.append(usm.data.Utterance(path, samples / 16000, text, "noise"))
+    return found
+
+
+def test_an_audio_file_is_judged_on_the_recordings_of_a_manifest(exported, of_audio, manifest):
+    model, of_features, _ = exported("int8")
+    arguments = {"tokenizer": TOKENIZER, "frontend": FRONTEND}
+    parity = verify_litert(model, of_audio, manifest, tolerance=0.3, **arguments)
+    assert parity.keras.utterances == 3 and parity.keras.wer == 0 and parity.logits_error < 0.05
+    assert parity.frames == sum(-(-FRONTEND.num_frames(samples) // 4) for samples in (12000, 9000, 15001))
+    other = [dataclasses.replace(utterance, text="two words") for utterance in manifest]
+    assert verify_litert(model, of_audio, other, tolerance=9, **arguments).keras.words == 6  # nobody has to spell them
+    with pytest.raises(ValueError, match="list of utterances with texts; give the tokenizer"):
+        verify_litert(model, of_audio, manifest, frontend=FRONTEND)
+    with pytest.raises(ValueError, match=r"takes features \[batch, frames, 16\]; the dataset is a list of recordings"):
+        verify_litert(model, of_features, manifest, TOKENIZER)
+
+
+def test_a_dataset_that_is_not_for_the_file_is_refused_before_the_conversion(exported, manifest, tmp_path, monkeypatch):
+    model, _, features = exported("float")
+    monkeypatch.setattr(litert, "_convert", lambda *_: pytest.fail("the work has begun"))
+
+    def refused(message, verify, tokenizer=TOKENIZER, **arguments):
+        with pytest.raises(ValueError, match=message):
+            usm.export_litert(model, tmp_path / "x.tflite", verify=verify, tokenizer=tokenizer, **arguments)
+
+    refused("no utterances", [])
+    refused(r"takes features \[batch, frames, 16\]; the dataset is a list of recordings", manifest)
+    refused(r"takes audio \[batch, samples\]; .*inputs of shape \(5, 120, 16\)", features, sample_rate_input=16000)
+    refused(f"logits of {VOCAB} tokens; the tokenizer has 3", features, usm.CharTokenizer("ab"))
 
 
 def test_an_export_that_fails_the_gate_leaves_the_older_file_alone(exported, tmp_path, monkeypatch):
