@@ -3,11 +3,13 @@
     python examples/pretrain_best_rq.py --data my_corpus       # a folder with train.tsv, dev.tsv, test.tsv
     python examples/finetune_usm_lite.py --data my_corpus --pretrained outputs/pretrain_best_rq/encoder.weights.h5
 
-A run that was interrupted continues where it was when started again with the same arguments.
+A run that was interrupted continues where it was when started again with the same arguments; a finished one stays.
 """
 
 import argparse
+import json
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -26,40 +28,78 @@ def parse_arguments(arguments=None):
     add("--codebook-size", type=int, default=256, help="values of each code (default 256)")
     add("--output", default="outputs/pretrain_best_rq", help="folder for encoder.weights.h5")
     add("--seed", type=int, default=0, help="seed of initialisation, codes, order and masks (default 0)")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    for name in ("epochs", "batch_frames", "codebooks", "codebook_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"argument --{name.replace('_', '-')}: {getattr(args, name)} is below 1")
+    return args
 
 
-def main(arguments=None):
-    """Pre-train and write the weights of the encoder."""
-    args = parse_arguments(arguments)
-    import keras
+def remember_arguments(args, corpus):
+    """Refuse to continue a run with other arguments or on another corpus: it would end as neither would."""
+    path = os.path.join(args.output, "arguments.json")
+    asked = {name: value for name, value in vars(args).items() if name not in ("data", "output")}
+    asked |= {"corpus": corpus.name, "manifests": corpus.fingerprint()}
+    if os.path.exists(path):
+        with open(path) as file:
+            before = json.load(file)
+        changed = [
+            f"{name} {before.get(name)!r}, now {now!r}" for name, now in asked.items() if now != before.get(name)
+        ]
+        if changed:
+            raise SystemExit(
+                f"{args.output} holds a run with other arguments ({'; '.join(changed)}). "
+                "Give another --output, or delete the folder."
+            )
+    with open(path + ".part", "w") as file:
+        json.dump(asked, file, indent=2)
+    os.replace(path + ".part", path)
 
-    import keras_usm_lite as usm
+
+def pretrain(usm, keras, corpus, args, path):
+    """Pre-train, or continue, and write the weights of the encoder, all or nothing; then the backup can go."""
     from keras_usm_lite.models.presets import preset
 
     keras.utils.set_random_seed(args.seed)
-    os.makedirs(args.output, exist_ok=True)
-    corpus = usm.data.open_corpus(args.data) if args.data else usm.data.default_corpus()
     task = usm.data.SpeechTask.prepare(corpus, batch_frames=args.batch_frames, seed=args.seed)
     train = task.batches["train"]
-
     encoder = usm.USMEncoder(**preset(args.preset))
     encoder.build((None, None, task.frontend.num_mel_bins))
     model = usm.BestRQ(encoder, args.codebooks, args.codebook_size, seed=args.seed)
     usm.compile_ctc(model, args.learning_rate, args.epochs * len(train))  # its loss gives way to the model's own
+    backup_folder = os.path.join(args.output, "backup")
     model.fit(
         train,
         epochs=args.epochs,
         shuffle=False,  # the batches are shuffled already, reproducibly
         validation_data=task.batches["dev"],
         callbacks=[
+            usm.callbacks.Backup(backup_folder),
             keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: train.set_epoch(epoch)),
-            keras.callbacks.BackupAndRestore(os.path.join(args.output, "backup")),
+            usm.callbacks.FiniteLoss(),
         ],
     )
-    part, path = (os.path.join(args.output, name) for name in ("part.weights.h5", "encoder.weights.h5"))
+    part = os.path.join(args.output, "part.weights.h5")
     keras.saving.save_weights(encoder, part)
     os.replace(part, path)
+    shutil.rmtree(backup_folder)
+
+
+def main(arguments=None):
+    """Pre-train and write the weights of the encoder, unless they are there."""
+    args = parse_arguments(arguments)
+    import keras
+
+    import keras_usm_lite as usm
+
+    os.makedirs(args.output, exist_ok=True)
+    corpus = usm.data.open_corpus(args.data) if args.data else usm.data.default_corpus()
+    remember_arguments(args, corpus)
+    path = os.path.join(args.output, "encoder.weights.h5")
+    if os.path.exists(path):
+        print("\nThis run is finished; for another one, give another --output, or delete the folder.")
+    else:
+        pretrain(usm, keras, corpus, args, path)
     print(f"\nencoder: {path}\nnext: python examples/finetune_usm_lite.py --preset {args.preset} --pretrained {path}")
 
 

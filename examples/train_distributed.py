@@ -8,13 +8,15 @@
 
 Data, model, callbacks and optimizer are the same for all; an engine is a scope, a number of copies of the model, and
 the part of the data that this process reads. On a machine without accelerators, `--cpu-devices 2` makes two devices of
-its processor to try an engine with. Started again with the same --output, a run that was interrupted continues.
+its processor to try an engine with. Started again with the same --output, a run that was interrupted continues; only
+weights that are split over several processes have no backup.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 BACKENDS = {"mirrored": "tensorflow", "tpu": "tensorflow", "jax": "jax", "jax-multihost": "jax"}
@@ -41,7 +43,11 @@ def parse_arguments(arguments=None):
     add("--cpu-devices", type=int, metavar="N", help="use the processor of each host as N devices")
     add("--output", default="outputs/train_distributed", help="folder for model.keras and the backup")
     add("--seed", type=int, default=0, help="seed of initialisation, order and augmentation (default 0)")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    for name in ("epochs", "batch_frames", "model_parallel"):
+        if getattr(args, name) < 1:
+            parser.error(f"argument --{name.replace('_', '-')}: {getattr(args, name)} is below 1")
+    return args
 
 
 @dataclasses.dataclass
@@ -184,20 +190,22 @@ def make_model(usm, keras, vocab_size, steps, args):
 
 
 def save(keras, model, engine, path):
-    """Write the model; of several processes all give their parts of the weights and process 0 writes."""
+    """Write the model; of several processes all give their parts of the weights, process 0 writes, all wait for it."""
     if engine.processes > 1:
-        from jax.experimental.multihost_utils import process_allgather
+        from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 
         weights = [process_allgather(weight.value, tiled=True) for weight in model.weights]
         keras.distribution.set_distribution(None)
-        if engine.process > 0:
-            return
-        model = type(model).from_config(model.get_config())
-        for weight, value in zip(model.weights, weights, strict=True):
-            weight.assign(value)
-    part = f"{path.removesuffix('.keras')}.part.keras"
-    model.save(part)
-    os.replace(part, path)
+    if engine.process == 0:
+        if engine.processes > 1:
+            model = type(model).from_config(model.get_config())
+            for weight, value in zip(model.weights, weights, strict=True):
+                weight.assign(value)
+        part = f"{path.removesuffix('.keras')}.part.keras"
+        model.save(part)
+        os.replace(part, path)
+    if engine.processes > 1:
+        sync_global_devices("the model is written")
 
 
 def main(arguments=None):
@@ -210,6 +218,7 @@ def main(arguments=None):
     import keras
 
     import keras_usm_lite as usm
+    from keras_usm_lite.distribution import share_backup
 
     keras.utils.set_random_seed(args.seed)
     os.makedirs(args.output, exist_ok=True)
@@ -223,9 +232,12 @@ def main(arguments=None):
         keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: train.set_epoch(epoch)),
         usm.callbacks.NMPruning(num_shots=5, interval=max(steps // 15, 1)),
     ]
+    backup_folder = os.path.join(args.output, f"backup-{engine.process}")
     if engine.whole:
-        backup = os.path.join(args.output, f"backup-{engine.process}")
-        callbacks.append(keras.callbacks.BackupAndRestore(backup))
+        backup = usm.callbacks.Backup(backup_folder)
+        if engine.processes > 1:
+            share_backup(backup)
+        callbacks = [backup, *callbacks, usm.callbacks.FiniteLoss()]
     history = model.fit(
         feed(usm, keras, train, engine),
         validation_data=feed(usm, keras, dev, engine),
@@ -235,9 +247,11 @@ def main(arguments=None):
         verbose="auto" if engine.process == 0 else 0,
     )
     path = os.path.join(args.output, "model.keras")
-    save(keras, model, engine, path)
     if engine.process == 0:
         usm.save_tokenizer(task.tokenizer, os.path.join(args.output, "tokenizer.json"))
+    save(keras, model, engine, path)
+    shutil.rmtree(backup_folder, ignore_errors=True)
+    if engine.process == 0:
         print(f"\n{engine.copies} copies of the model trained on {engine.shard[1]} shards of the data: {path}")
     return history
 

@@ -1,10 +1,20 @@
-"""`conformer_layout`: how the weights of a Conformer are split over the devices of a mesh (JAX backend)."""
+"""What JAX devices and processes that train together agree on: the layout of the weights, the backup to go on from."""
+
+import contextlib
+import json
+import os
+import zipfile
 
 import keras
+import numpy as np
+
+from keras_usm_lite.callbacks.backup import DESCRIPTION
+from keras_usm_lite.data.manifest import replacing
 
 # Projections whose outputs are split feed those whose inputs are split: one exchange of activations per pair.
 SPLIT_OUTPUTS = r".*/(up|expand|query|key|value)"
 SPLIT_INPUTS = r".*/(down|project|output)"
+CHUNK = 1 << 24  # bytes of a backup that are sent at once
 
 
 def conformer_layout(mesh, axis="model"):
@@ -46,3 +56,59 @@ def conformer_layout(mesh, axis="model"):
     layout[f"{SPLIT_OUTPUTS}/bias$"] = (axis,)
     layout[f"{SPLIT_INPUTS}/(kernel|mask)$"] = (axis, None)
     return layout
+
+
+def share_backup(backup):
+    """Replace the backups of all JAX processes by the furthest one, so that all continue at the same epoch.
+
+    Every process has a folder of its own and writes the same state into it, but not at the same instant: killed
+    between two of these writes, or with a new machine among them, processes would start from different epochs. Call
+    it in every process, before `fit`. Where all backups are of one epoch, nothing is sent.
+
+    Args:
+        backup: the `callbacks.Backup` of this process, of a model whose weights are the same in every process
+            (`keras.distribution.DataParallel`).
+
+    Raises:
+        OSError: the backup of another process cannot be written here.
+
+    Example:
+
+    >>> import tempfile
+    >>> from keras_usm_lite.callbacks import Backup
+    >>> backup = Backup(tempfile.mkdtemp())
+    >>> share_backup(backup)  # a process alone has what it has
+    >>> os.path.exists(backup.path)
+    False
+    """
+    import jax
+    from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
+
+    own = _epoch(backup.path)
+    epochs = process_allgather(np.int32(own))
+    if (epochs == own).all():
+        return
+    giving = jax.process_index() == epochs.argmax()
+    os.makedirs(os.path.dirname(backup.path), exist_ok=True)
+    with contextlib.nullcontext(os.devnull) if giving else replacing(backup.path) as target:
+        with open(target, "wb") as file:
+            file.writelines(_pieces(backup.path, giving, lambda array: broadcast_one_to_all(array, giving)))
+
+
+def _epoch(path):
+    """The epoch of a backup; -1 if there is none or it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read(DESCRIPTION))["epoch"]
+    except (OSError, zipfile.BadZipFile, KeyError):
+        return -1
+
+
+def _pieces(path, giving, share):
+    """The bytes of the giving process's file, in every process; `share` gives an array of that process to all."""
+    size = os.path.getsize(path) if giving else 0
+    chunks, rest = share(np.array(divmod(size, CHUNK), "int32")).tolist()
+    with open(path if giving else os.devnull, "rb") as file:
+        for length in [CHUNK] * chunks + [rest]:
+            piece = np.frombuffer(file.read(CHUNK).ljust(CHUNK, b"\0"), "uint8")
+            yield share(piece)[:length].tobytes()

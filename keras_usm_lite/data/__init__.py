@@ -7,7 +7,7 @@ from keras_usm_lite.data.manifest import ManifestError, Utterance, check_utteran
 from keras_usm_lite.data.speech_batches import SpeechBatches
 from keras_usm_lite.data.speech_task import SpeechTask
 from keras_usm_lite.data.text import normalize_text
-from keras_usm_lite.data.tf_pipeline import audio_dataset, to_tf_dataset
+from keras_usm_lite.data.tf_pipeline import audio_dataset, record_dataset, to_tf_dataset
 
 __all__ = [
     "AudioError",
@@ -26,6 +26,7 @@ __all__ = [
     "open_corpus",
     "prepare_corpus",
     "read_manifest",
+    "record_dataset",
     "to_tf_dataset",
     "write_manifest",
 ]

@@ -1,4 +1,4 @@
-"""The tf.data pipelines give exactly what `SpeechBatches` and `load_audio` give."""
+"""The tf.data pipelines give exactly what `SpeechBatches` and `load_audio` give, also on workers of a service."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import soundfile
 from keras_usm_lite.data.audio import load_audio
 from keras_usm_lite.data.manifest import Utterance
 from keras_usm_lite.data.speech_batches import SpeechBatches
-from keras_usm_lite.data.tf_pipeline import audio_dataset, to_tf_dataset
+from keras_usm_lite.data.tf_pipeline import audio_dataset, record_dataset, to_tf_dataset
 
 tf = pytest.importorskip("tensorflow")
 
@@ -69,6 +69,68 @@ def test_the_element_spec_leaves_batch_size_and_frames_open():
         tf.TensorSpec((None,), tf.float32),
     )
     assert int(dataset.cardinality()) == len(make())
+
+
+def by_utterance(dataset_batches, shapes):
+    """`{first label: (features, labels)}` of every row that is not empty; no utterance may come twice."""
+    found = {}
+    for x, y, sample_weight in dataset_batches:
+        assert x["features"].shape[:2] in shapes
+        np.testing.assert_array_equal(sample_weight, x["lengths"] > 0)
+        for features, length, labels in zip(x["features"], x["lengths"], y, strict=True):
+            assert not features[length:].any()
+            if length:
+                assert labels[0] not in found
+                found[labels[0]] = features[:length].tolist(), labels.tolist()
+            else:
+                assert not labels.any()
+    return found
+
+
+def operations(dataset):
+    graph = tf.compat.v1.GraphDef.FromString(dataset._as_serialized_graph().numpy())
+    return {node.op for nodes in (graph.node, *(f.node_def for f in graph.library.function)) for node in nodes}
+
+
+def test_records_need_no_python_where_they_are_read(tmp_path):
+    assert not [name for name in operations(record_dataset(make(), tmp_path)) if "Py" in name or "Generator" in name]
+    assert {"PyFunc", "GeneratorDataset"} <= operations(to_tf_dataset(make()))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"shard": (1, 3)}, {"num_buckets": 1}])
+def test_records_hold_every_utterance_once_in_every_pass_shuffled_anew_and_reproducibly(tmp_path, kwargs):
+    batches = make(**kwargs)
+    orders = []
+    for folder in "ab":
+        tf.random.set_seed(0)
+        dataset = record_dataset(batches, tmp_path / folder, num_files=5)
+        assert dataset.element_spec == to_tf_dataset(batches).element_spec
+        passes = [by_utterance(dataset.as_numpy_iterator(), batches.bucket_shapes) for _ in range(2)]
+        assert passes[0] == passes[1] == by_utterance(make(**kwargs), batches.bucket_shapes)
+        orders.append([list(found) for found in passes])
+    assert orders[0] == orders[1] and orders[0][0] != orders[0][1]
+
+
+def test_the_workers_of_a_tf_data_service_share_the_records_and_give_every_utterance_once(tmp_path):
+    service = tf.data.experimental.service
+    dispatcher = service.DispatchServer()
+    address = dispatcher.target.removeprefix("grpc://")
+    workers = [service.WorkerServer(service.WorkerConfig(dispatcher_address=address)) for _ in range(2)]
+    batches = make()
+    identity = service.register_dataset(dispatcher.target, record_dataset(batches, tmp_path, num_files=8))
+    dataset = service.from_dataset_id(
+        "distributed_epoch", dispatcher.target, identity, to_tf_dataset(make()).element_spec
+    )
+    for _ in range(3):
+        assert by_utterance(dataset.as_numpy_iterator(), batches.bucket_shapes) == by_utterance(
+            make(), batches.bucket_shapes
+        )
+    assert len(workers) == 2
+
+
+def test_records_are_refused_without_a_file(tmp_path):
+    with pytest.raises(ValueError, match="num_files is 0; allowed are integers of at least 1"):
+        record_dataset(make(), tmp_path, num_files=0)
 
 
 def make_utterances(tmp_path):

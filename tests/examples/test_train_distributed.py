@@ -1,10 +1,13 @@
-"""examples/train_distributed.py: on two devices or in two processes it trains what one device trains."""
+"""examples/train_distributed.py: two devices or processes, killed or not, train what one device trains."""
 
+import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -18,7 +21,7 @@ if keras.backend.backend() == "torch":
 
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS = 4  # of 5 batches
-OPTIONS = ["--epochs", str(EPOCHS), "--batch-frames", "320", "--no-spec-augment"]
+OPTIONS = ["--epochs", str(EPOCHS), "--batch-frames", "320"]
 
 # The script itself, with a model so small that it compiles soon.
 RUN = """
@@ -39,6 +42,37 @@ if "--process" not in arguments or arguments[-1] == "0":
     np.savez(output + "/found.npz", **losses, **{weight.path.replace("/", " "): weight for weight in weights})
 """
 
+# Before it: copy the backup of epoch 2 to another output, where it is what a process that died then would have left.
+COPY = """
+import shutil, sys
+from keras_usm_lite.callbacks import Backup
+
+write = Backup.save
+
+def save(backup, epoch):
+    write(backup, epoch)
+    if epoch == 2:
+        shutil.copytree(sys.argv[1] + "/backup-0", sys.argv[1] + "/killed/backup-0")
+
+Backup.save = save
+"""
+
+# Before it: die where the backup of epoch 2 is written, process 0 after writing it, the others before.
+DIE = """
+import os, signal
+from keras_usm_lite.callbacks import Backup
+
+write = Backup.save
+
+def save(backup, epoch):
+    if epoch < 2 or backup.path.endswith("backup-0/training.zip"):
+        write(backup, epoch)
+    if epoch == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Backup.save = save
+"""
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
@@ -55,9 +89,16 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def start(corpus, output, *options):
+@pytest.fixture(scope="module")
+def jax_alone(corpus, tmp_path_factory):
+    """What one JAX device trains."""
+    output = tmp_path_factory.mktemp("alone")
+    return finish(output, start(corpus, output, "--engine", "jax", "--no-spec-augment"))
+
+
+def start(corpus, output, *options, before=""):
     output.mkdir(exist_ok=True)
-    options = [*options[:2], "--data", corpus, "--output", output, *OPTIONS, *options[2:]]
+    options = ["--data", corpus, "--output", output, *OPTIONS, *options]
     environment = {
         **os.environ,
         "KERAS_BACKEND": keras.backend.backend(),
@@ -65,8 +106,15 @@ def start(corpus, output, *options):
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles twice as fast
     }
-    command = [str(part) for part in [sys.executable, "-c", RUN, output, *options]]
+    command = [str(part) for part in [sys.executable, "-c", before + RUN, output, *options]]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def start_two(corpus, output, before=""):
+    """The two JAX processes of one training."""
+    options = ["--no-spec-augment", "--engine", "jax-multihost", "--coordinator", f"localhost:{free_port()}"]
+    options += ["--processes", 2, "--process"]
+    return [start(corpus, output, *options, number, before=before) for number in (0, 1)]
 
 
 def finish(output, *processes):
@@ -74,8 +122,23 @@ def finish(output, *processes):
     for process in processes:
         text, _ = process.communicate(timeout=600)
         assert process.returncode == 0, text[-3000:]
+    assert not list(output.glob("backup-*")), "the model is written, the backup can go"
     with np.load(output / "found.npz") as found:
         return dict(found)
+
+
+def die(output, *processes):
+    """Wait for the processes of a training that is killed; return the epochs of their backups."""
+    for process in processes:
+        text, _ = process.communicate(timeout=600)
+        assert process.returncode == -signal.SIGKILL, text[-3000:]
+    assert not (output / "model.keras").exists()
+    return [epoch_of(output / f"backup-{number}" / "training.zip") for number in range(len(processes))]
+
+
+def epoch_of(backup):
+    with zipfile.ZipFile(backup) as archive:
+        return json.loads(archive.read("training.json"))["epoch"]
 
 
 def free_port():
@@ -96,21 +159,35 @@ def assert_same_training(together, alone):
             np.testing.assert_allclose(together[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute needs the TensorFlow backend")
+on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is TensorFlow's")
+on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution needs the JAX backend")
+
+
+@on_tensorflow
 def test_mirrored_on_two_devices_trains_what_one_device_trains(corpus, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    processes = [
-        start(corpus, output, "--engine", "mirrored", "--cpu-devices", number)
-        for number, output in ((1, one), (2, two))
-    ]
+    options = ["--no-spec-augment", "--engine", "mirrored", "--cpu-devices"]
+    processes = start(corpus, one, *options, 1), start(corpus, two, *options, 2)
     alone, together = finish(one, processes[0]), finish(two, processes[1])
     assert_same_training(together, alone)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution needs the JAX backend")
-def test_two_jax_processes_train_what_one_trains(corpus, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    options = ["--engine", "jax-multihost", "--coordinator", f"localhost:{free_port()}", "--processes", 2, "--process"]
-    processes = [start(corpus, two, *options, number) for number in (0, 1)]
-    alone = finish(one, start(corpus, one, "--engine", "jax"))
-    assert_same_training(finish(two, *processes), alone)
+@on_tensorflow
+def test_mirrored_training_continued_from_its_backup_ends_as_the_whole_one_spec_augment_included(corpus, tmp_path):
+    whole, killed = tmp_path, tmp_path / "killed"
+    options = ["--engine", "mirrored", "--cpu-devices", 2]
+    expected = finish(whole, start(corpus, whole, *options, before=COPY))
+    assert epoch_of(killed / "backup-0" / "training.zip") == 2
+    assert_same_training(finish(killed, start(corpus, killed, *options)), expected)
+
+
+@on_jax
+def test_two_jax_processes_killed_with_backups_of_different_epochs_train_what_one_trains(corpus, tmp_path, jax_alone):
+    assert die(tmp_path, *start_two(corpus, tmp_path, before=DIE)) == [2, 1]
+    assert_same_training(finish(tmp_path, *start_two(corpus, tmp_path)), jax_alone)
+
+
+@on_jax
+def test_weights_split_over_two_devices_train_to_those_of_one(corpus, tmp_path, jax_alone):
+    split = ["--no-spec-augment", "--engine", "jax", "--model-parallel", 2, "--cpu-devices", 2]
+    assert_same_training(finish(tmp_path, start(corpus, tmp_path, *split)), jax_alone)
