@@ -22,8 +22,9 @@ from keras_usm_lite.rewrite import layer_path
 
 MASKS = ("enumerative", "positions")
 # A model may create so many times the weights of its file while it is rebuilt: a CompressedModel builds its template
-# first. The constants are for random states and counters, which are not stored.
-_REBUILD, _SPARE_VARIABLES, _SPARE_ELEMENTS = 4, 1000, 10_000
+# first, which may be a CompressedModel itself (compressed twice: 5 times, thrice: 10). The constants are for random
+# states and counters, which are not stored.
+_REBUILD, _SPARE_VARIABLES, _SPARE_ELEMENTS = 12, 1000, 10_000
 _MAX_PART = 1000  # characters that are shown of the beginning, and of the end, of a long error
 
 
@@ -95,8 +96,8 @@ def load_packed(path, custom_objects=None):
     kernels are not in a packed file.
 
     The file is mapped and read layer by layer. It is trusted in nothing: every type, shape and checksum is verified,
-    and the model is built without weights to count them, before its weights take memory. The cap is four times what
-    the file describes (usually it is once; a `CompressedModel` builds its original first).
+    and the model is built without weights to count them, before its weights take memory. The cap is 12 times what the
+    file describes. (Usually it is once; a `CompressedModel` builds its original first, which may be one itself.)
 
     Args:
         path: file written by `save_packed`.

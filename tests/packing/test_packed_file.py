@@ -264,6 +264,15 @@ def test_a_number_that_does_not_fit_is_refused_with_the_name_of_its_variable(tmp
     assert os.listdir(tmp_path) == []
 
 
+def test_a_model_that_was_compressed_again_and_again_reloads(tmp_path):
+    sizes = {"num_layers": 1, "dim": 32, "num_heads": 2, "subsampling_channels": 4}
+    model, left_out = usm.USMForCTC(9, **sizes), {"depthwise|subsampling/conv": (None, None)}
+    for quantization in (None, "int4", "int2"):
+        model = usm.compress(model, {**left_out, "encoder/": (quantization, "2:4")})
+        usm.update_masks(model)
+    assert_same(usm.load_packed(usm.save_packed(model, tmp_path / "model.usm")), model)
+
+
 def test_a_loaded_model_is_not_compiled_and_can_be_saved_again(packed, tmp_path):
     loaded = usm.load_packed(packed)
     assert not loaded.compiled
