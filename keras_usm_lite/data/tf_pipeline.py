@@ -84,7 +84,8 @@ def record_dataset(batches, folder, num_files=16):
 
     Raises:
         ValueError: `num_files` is below 1.
-        OSError: The folder cannot be written.
+        OSError: The folder cannot be made.
+        tf.errors.OpError: A file cannot be written; files of an earlier call are intact.
 
     Example:
     >>> import tempfile
