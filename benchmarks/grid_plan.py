@@ -56,15 +56,14 @@ OURS = ("distilled", "ours")
 
 def _plan():
     """Yield (bits, pattern, recipe, seed), most telling first; a run may be named twice."""
-    yield (*CONTROL, 0)
-    yield from ((*cell, "paper", 0) for cell in CENTRE)
-    yield from ((*cell, recipe, 0) for recipe in OURS for cell in CENTRE)
-    yield (None, None, "distilled", 0)
+    for seed in (0, 1, 2):
+        yield (*CONTROL, seed)
+        yield from ((*cell, recipe, seed) for cell in CENTRE for recipe in ("paper", "distilled"))
+    yield from ((*cell, "ours", 0) for cell in CENTRE)
     yield (2, None, "ours, four levels", 0)
     yield (4, "1:4", "ours, gradual", 0)
-    for seed in (1, 2):
-        yield (*CONTROL, seed)
-        yield from ((*cell, recipe, seed) for cell in CENTRE for recipe in ("paper", *OURS))
+    yield (None, None, "distilled", 0)
+    yield from ((*cell, "ours", seed) for seed in (1, 2) for cell in CENTRE)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
         yield (2, None, recipe, 0)
     for recipe in ("one mask", "gradual", "SR-STE", "permuted", "compensated", "co-trained"):

@@ -145,7 +145,7 @@ def test_bad_calibration_is_refused_with_the_reason(arguments, batches, message)
 
 def test_activation_scores_of_a_convolution_are_refused():
     model = keras.Sequential([keras.Input((6, 8)), keras.layers.Conv1D(4, 3, name="conv")])
-    with pytest.raises(ValueError, match="'conv' .Conv1D. cannot have activation-weighted scores.*score='magnitude'"):
+    with pytest.raises(ValueError, match="/conv cannot have score='activation'.*score='magnitude'"):
         usm.calibrate(usm.compress(model, {"conv": (None, WANDA)}), BATCHES)
 
 

@@ -1,7 +1,6 @@
 """`CompressedKernel`: the state and the arithmetic order (mask, then quantize) shared by every compressed layer."""
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_usm_lite.core.activations import input_range, quantize_inputs
@@ -193,7 +192,7 @@ class CompressedKernel:
         if self.sparsity is None:
             raise ValueError(f"Layer {self.name!r} has sparsity=None: it has no mask to update.")
         new = nm_mask(self.mask_scores(), n or self.sparsity.n, m or self.sparsity.m)
-        flips = int(np.sum(ops.convert_to_numpy(new) != ops.convert_to_numpy(self.mask)))
+        flips = int(ops.sum(ops.cast(ops.not_equal(new, self.mask), "int32")))
         self.mask.assign(new)
         self.update_scale(only=("mse",))
         return flips

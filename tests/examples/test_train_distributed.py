@@ -73,6 +73,13 @@ def save(backup, epoch):
 Backup.save = save
 """
 
+# Before it: send a backup in many pieces.
+SMALL_CHUNKS = """
+from keras_usm_lite import distribution
+
+distribution.CHUNK = 1 << 16
+"""
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
@@ -110,9 +117,9 @@ def start(corpus, output, *options, before=""):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def start_two(corpus, output, before=""):
+def start_two(corpus, output, *options, before=""):
     """The two JAX processes of one training."""
-    options = ["--no-spec-augment", "--engine", "jax-multihost", "--coordinator", f"localhost:{free_port()}"]
+    options = [*options, "--no-spec-augment", "--engine", "jax-multihost", "--coordinator", f"localhost:{free_port()}"]
     options += ["--processes", 2, "--process"]
     return [start(corpus, output, *options, number, before=before) for number in (0, 1)]
 
@@ -184,10 +191,16 @@ def test_mirrored_training_continued_from_its_backup_ends_as_the_whole_one_spec_
 @on_jax
 def test_two_jax_processes_killed_with_backups_of_different_epochs_train_what_one_trains(corpus, tmp_path, jax_alone):
     assert die(tmp_path, *start_two(corpus, tmp_path, before=DIE)) == [2, 1]
-    assert_same_training(finish(tmp_path, *start_two(corpus, tmp_path)), jax_alone)
+    resumed = start_two(corpus, tmp_path, before=SMALL_CHUNKS)
+    assert_same_training(finish(tmp_path, *resumed), jax_alone)
 
 
 @on_jax
 def test_weights_split_over_two_devices_train_to_those_of_one(corpus, tmp_path, jax_alone):
     split = ["--no-spec-augment", "--engine", "jax", "--model-parallel", 2, "--cpu-devices", 2]
     assert_same_training(finish(tmp_path, start(corpus, tmp_path, *split)), jax_alone)
+
+
+@on_jax
+def test_weights_split_over_two_processes_train_to_those_of_one(corpus, tmp_path, jax_alone):
+    assert_same_training(finish(tmp_path, *start_two(corpus, tmp_path, "--model-parallel", 2)), jax_alone)
