@@ -135,7 +135,9 @@ def mean_scale(weights, per_tensor=False, mask=None):
     axes = scale_axes(per_tensor)
     kept = ops.ones_like(weights) if mask is None else mask
     count = ops.maximum(ops.sum(kept, axis=axes, keepdims=True), 1.0)
-    return _nonzero(ops.sum(ops.abs(weights), axis=axes, keepdims=True) / count), None
+    # |w| with a gradient of zero at pruned weights on every backend; that of JAX' abs is one
+    magnitudes = weights * ops.stop_gradient(ops.sign(weights))
+    return _nonzero(ops.sum(magnitudes, axis=axes, keepdims=True) / count), None
 
 
 def estimate_scale(weights, mask=None, *, method, bits, codebook="symmetric", per_tensor=False, block_size=None):

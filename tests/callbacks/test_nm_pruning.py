@@ -286,3 +286,23 @@ def test_a_model_without_sparse_layers_is_refused_before_training():
 def test_bad_arguments_are_refused_with_what_is_allowed(arguments, message):
     with pytest.raises(ValueError, match=message):
         NMPruning(**arguments)
+
+
+def test_averaged_weights_obey_the_masks_and_are_keras_average_of_the_kernels(tmp_path):
+    model, shown, momentum = network(), Recorder(), 0.8
+    model.compile(keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=momentum), "mse")
+    model.fit(X, Y, batch_size=2, epochs=2, shuffle=False, verbose=0, callbacks=[NMPruning(start_step=5), shown])
+    hidden = model.get_layer("hidden")
+    # what the optimizer averages: the latent kernels after each step, the first as it is
+    steps = [kernels[0] for kernels in shown.kernels[1:]]
+    average = steps[0]
+    for kernel in steps[1:]:
+        average = momentum * average + (1 - momentum) * kernel
+    last = (array(hidden.kernel) - momentum * average) / (1 - momentum)  # not shown: nothing begins after it
+    assert np.abs(last - steps[-1]).max() < 0.11, "one more step of Adam, at most 0.05 and its momentum"
+    np.testing.assert_array_equal(array(hidden.mask), shown.masks[-1][0])
+    codes, scale = (array(part) for part in hidden.quantized_kernel())
+    kept = np.where(shown.masks[-1][0] == 1, array(hidden.kernel), 0)
+    np.testing.assert_array_equal(codes, np.floor(kept / scale + 0.5))
+    loaded = usm.load_packed(usm.save_packed(model, tmp_path / "averaged.usm"))
+    np.testing.assert_array_equal(array(loaded.get_layer("hidden").effective_kernel()), array(hidden.effective_kernel()))
