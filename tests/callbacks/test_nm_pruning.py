@@ -305,4 +305,5 @@ def test_averaged_weights_obey_the_masks_and_are_keras_average_of_the_kernels(tm
     kept = np.where(shown.masks[-1][0] == 1, array(hidden.kernel), 0)
     np.testing.assert_array_equal(codes, np.floor(kept / scale + 0.5))
     loaded = usm.load_packed(usm.save_packed(model, tmp_path / "averaged.usm"))
-    np.testing.assert_array_equal(array(loaded.get_layer("hidden").effective_kernel()), array(hidden.effective_kernel()))
+    served = array(loaded.get_layer("hidden").effective_kernel())
+    np.testing.assert_array_equal(served, array(hidden.effective_kernel()))
