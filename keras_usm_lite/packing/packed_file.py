@@ -40,8 +40,8 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
         model: a built Keras model with compressed layers.
         path: file to write.
         archive: entropy-coded codes and masks, for downloads: each layer's with a range coder or Zstandard, whichever
-            is smaller, a little above their zeroth-order entropy. Reloads as exactly, but takes longer and needs
-            `pip install 'keras_usm_lite[archive]'`.
+            is smaller, a little above their zeroth-order entropy; arrays have numbers for names. Reloads as exactly,
+            but takes longer and needs `pip install 'keras_usm_lite[archive]'`.
         masks: "enumerative" (near log2 C(M, N) bits per group) or "positions" (ceil(log2 M) bits per kept weight, the
             paper's accounting and NVIDIA's metadata).
         scales: "float32" (exact), "float16" or "bfloat16". Every weight of a layer moves by at most a factor
@@ -78,11 +78,14 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
     entries, variables, tensors, packed = [], [], {}, set()
     for layer in compressed_layers(model):
         entry, arrays = pack_layer(layer, layer_path(layer), archive=archive, masks=masks, scales=scales, others=others)
+        entry = _named(entry, len(entries)) if archive else entry
         entries.append(_add(entry, {f"/{key}": array for key, array in arrays.items()}, tensors))
         packed |= _packed_variables(layer)
     for variable in model.weights:
         if id(variable) not in packed:
-            variables.append(_add(*_pack_variable(variable, others), tensors))
+            described, arrays = _pack_variable(variable, others)
+            described = _named(described, len(entries) + len(variables)) if archive else described
+            variables.append(_add(described, arrays, tensors))
     metadata = write_description(_model_config(model), entries, variables, tensors)
     _write(path, tensors, metadata)
     return path
@@ -133,6 +136,11 @@ def _pack_variable(variable, others):
     except ValueError as error:
         raise ValueError(f"Variable {variable.path!r}: {error}") from error
     return PackedVariable(variable.path, array.shape, array.dtype.name, arrays[""].dtype.name), arrays
+
+
+def _named(described, number):
+    """Names are labels, said twice in a file; in an archive, whose bytes count, numbers do."""
+    return dataclasses.replace(described, name=str(number))
 
 
 def _add(described, arrays, tensors):

@@ -14,6 +14,7 @@ from keras import ops
 from safetensors import safe_open
 
 import keras_usm_lite as usm
+from keras_usm_lite.packing.packed_reader import PackedReader
 from keras_usm_lite.rewrite import layer_path, walk_layers
 
 CONFIGS = {
@@ -202,6 +203,12 @@ def test_other_forms_of_codes_and_masks_reload_bit_for_bit(options, tmp_path):
     np.testing.assert_array_equal(array(loaded(TOKENS)), array(model(TOKENS)))
     plain = usm.save_packed(model, tmp_path / "plain.usm").stat().st_size
     assert path.stat().st_size < plain if "archive" in options else path.stat().st_size > plain
+
+
+def test_an_archive_calls_its_arrays_by_numbers_and_the_description_lists_them_in_order(tmp_path):
+    file = PackedReader(usm.save_packed(wide(), tmp_path / "model.usm", archive=True))
+    names = [part.name for part in (*file.layers, *file.variables)]
+    assert names == [str(number) for number in range(len(names))]
 
 
 def variables(model):

@@ -290,7 +290,7 @@ def test_a_coded_stream_that_does_not_fit_is_refused(damage, archive):
     message, stream, fields = ARCHIVE_DAMAGES[damage]
 
     def edit(header, tensors):
-        tensors["small/a/codes"] = stream
+        tensors["0/codes"] = stream
         layer(codes="zstd", **{key: value for key, value in fields.items() if key != "codes"})(header, tensors)
         layer(**fields)(header, tensors)
 
