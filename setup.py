@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "keras_usm_lite/__init__.py").read_text())[1]
 ARCHIVE = ["constriction>=0.4", "zstandard>=0.22"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "tf2onnx>=1.17"]  # without torch, which brings CUDA
+TOOLS = ["hypothesis>=6", "pytest>=8", "pytest-xdist>=3", "ruff>=0.17,<0.18"]
 
 setup(
     name="keras_usm_lite",
@@ -37,7 +38,7 @@ setup(
     extras_require={
         "archive": ARCHIVE,
         "onnx": ONNX,
-        "test": [*ARCHIVE, *ONNX, "hypothesis>=6", "keras-hub>=0.19", "pytest>=8", "qwix>=0.1", "ruff>=0.17,<0.18"],
+        "test": [*ARCHIVE, *ONNX, *TOOLS, "keras-hub>=0.19", "qwix>=0.1"],
     },
     classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3"],
 )
