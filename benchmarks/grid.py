@@ -25,6 +25,7 @@ from grid_plan import (
     RECIPES,
     compressed,
     file_name,
+    freeze_step,
     learner_of,
     pruning_callbacks,
     run_name,
@@ -71,7 +72,7 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
     batches = task.batches["train"]
     steps = EPOCHS * len(batches)
     learner = learner_of(usm, model, float_model, recipe)
-    usm.compile_ctc(learner, LEARNING_RATE, steps)
+    usm.compile_ctc(learner, LEARNING_RATE, steps, freeze_step=freeze_step(recipe, steps))
     path = os.path.join(folder, file_name(run))
     usm.fit_ctc(
         learner, batches, task.batches["dev"], task.tokenizer, EPOCHS,
@@ -106,19 +107,12 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
 def keep_outcome(usm, task, model, path, folder):
     """Write every form of a model and what the archive says to the test recordings.
 
-    The archive is the smallest file: entropy-coded, scales float16, other matrices int8 and vectors float16 (for a
-    float model: everything exact). Its error rates are those of the file as it lies on disk.
+    The error rates are those of the archive as it lies on disk.
 
     Returns:
         `(error rates of the archive on dev, bytes of every form)`.
     """
-    low_bit = any(layer.quantization is not None for layer in usm.compressed_layers(model))
-    reduced = {"scales": "float16", "others": "int8"} if low_bit else {}
-    paths = {
-        "packed": usm.save_packed(model, f"{path}.usm"),
-        "archive": usm.save_packed(model, f"{path}.archive.usm", archive=True, **reduced),
-        "tflite": usm.export_litert(model, f"{path}.tflite"),
-    }
+    paths = packed_files(usm, model, path) | {"tflite": usm.export_litert(model, f"{path}.tflite")}
     loaded = usm.load_packed(paths["archive"])
     references, texts = task.transcribe(loaded.predict_on_batch, "dev")
     _, unread = task.transcribe(loaded.predict_on_batch, "test")
@@ -127,6 +121,20 @@ def keep_outcome(usm, task, model, path, folder):
         json.dump(unread, file, indent=0)
     sizes = {kind: os.path.getsize(file) for kind, file in paths.items()}
     return usm.error_rates(references, texts), {**sizes, "float32": usm.report(model).float32_bytes}
+
+
+def packed_files(usm, model, path):
+    """Write both packed files of a model; return their paths.
+
+    The archive is the smallest file: entropy-coded, scales float16, other matrices int8 and vectors float16 (for a
+    float model: everything exact).
+    """
+    low_bit = any(layer.quantization is not None for layer in usm.compressed_layers(model))
+    reduced = {"scales": "float16", "others": "int8"} if low_bit else {}
+    return {
+        "packed": usm.save_packed(model, f"{path}.usm"),
+        "archive": usm.save_packed(model, f"{path}.archive.usm", archive=True, **reduced),
+    }
 
 
 def checksum(path):

@@ -43,6 +43,7 @@ RECIPES = {
     "one mask": Recipe(pruning="one"),
     "gradual": Recipe(pruning="gradual"),
     "SR-STE": Recipe(pruning="every step"),
+    "STEP": Recipe(pruning="STEP"),
     "permuted": Recipe(start="permuted"),
     "compensated": Recipe(scale="mse", start="one-shot", pruning="none"),
     "ours": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0),
@@ -52,6 +53,7 @@ RECIPES = {
 CONTROL = (None, None, "paper")  # the float model, fine-tuned for as long
 CENTRE = ((4, "2:4"), (2, None), (4, "1:4"), (2, "2:4"), (2, "1:4"))
 OURS = ("distilled", "ours")
+MASKS = ("gradual", "SR-STE", "STEP", "permuted", "compensated", "co-trained")  # ablations of sparse cells
 
 
 def _plan():
@@ -66,9 +68,9 @@ def _plan():
     yield from ((*cell, "ours", seed) for seed in (1, 2) for cell in CENTRE)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
         yield (2, None, recipe, 0)
-    for recipe in ("one mask", "gradual", "SR-STE", "permuted", "compensated", "co-trained"):
+    for recipe in ("one mask", *MASKS):
         yield (4, "1:4", recipe, 0)
-    for recipe in ("mse", "learned", "four levels", "gradual", "SR-STE", "permuted", "compensated", "co-trained"):
+    for recipe in ("mse", "learned", "four levels", *MASKS):
         yield (2, "2:4", recipe, 0)
     for seed in (0, 1, 2):
         yield from ((*cell, recipe, seed) for cell in itertools.product(BITS, PATTERNS) for recipe in ("paper", *OURS))
@@ -99,7 +101,7 @@ def compressed(usm, float_model, bits, pattern, recipe, calibration):
             usm.one_shot(float_model, calibration)
     quantization = bits and usm.QuantizationConfig(bits, scale=recipe.scale, codebook=recipe.codebook)
     sparsity = pattern and usm.SparsityConfig.resolve(pattern)
-    if pattern and recipe.pruning == "every step":
+    if pattern and recipe.pruning in ("every step", "STEP"):
         sparsity = sparsity.replace(every_step=True, gradient="sr_ste")
     model = usm.compress(float_model, {**LEFT_OUT, "encoder/": (quantization, sparsity)})
     if pattern and recipe.pruning == "none":
@@ -116,6 +118,11 @@ def learner_of(usm, model, float_model, recipe):
     return usm.Distiller(model, float_model, kl_weight=recipe.distill) if recipe.distill else model
 
 
+def freeze_step(recipe, steps):
+    """The step from which the optimizer keeps its second moment, or None."""
+    return steps // 3 if recipe.pruning == "STEP" else None
+
+
 def pruning_callbacks(usm, recipe, pattern, steps):
     """Return what makes the masks while training."""
     if pattern is None or recipe.pruning == "none":
@@ -125,5 +132,6 @@ def pruning_callbacks(usm, recipe, pattern, steps):
         "few": {"num_shots": 5, "interval": max(steps // 15, 1)},
         "gradual": {"num_shots": 5, "interval": max(steps // 10, 1), "gradual": True},
         "every step": {"freeze_step": 2 * steps // 3},
+        "STEP": {"start_step": steps // 3, "freeze_step": 2 * steps // 3},
     }
     return [usm.callbacks.NMPruning(**schedules[recipe.pruning])]

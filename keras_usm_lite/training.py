@@ -8,9 +8,10 @@ from keras_usm_lite.callbacks.backup import Backup
 from keras_usm_lite.callbacks.finite_loss import FiniteLoss, NonFiniteError
 from keras_usm_lite.callbacks.wer import WordErrorRate
 from keras_usm_lite.optimizers.slowed import slow_down
+from keras_usm_lite.optimizers.step_adamw import StepAdamW
 
 
-def compile_ctc(model, learning_rate, steps, warmup=0.1, weight_decay=1e-2):
+def compile_ctc(model, learning_rate, steps, warmup=0.1, weight_decay=1e-2, freeze_step=None):
     """Compile a model for CTC: AdamW, linear warm-up and cosine decay to zero, gradient norm clipped at 1.
 
     Args:
@@ -19,6 +20,8 @@ def compile_ctc(model, learning_rate, steps, warmup=0.1, weight_decay=1e-2):
         steps: training steps of the whole run.
         warmup: share of the steps in which the rate rises.
         weight_decay: decoupled decay of every kernel; biases, norms and learned scales have none.
+        freeze_step: None, or the update from which the second moment is frozen (`StepAdamW`), for masks that are
+            learned: with `NMPruning(start_step=freeze_step)`.
 
     Returns:
         The model.
@@ -32,7 +35,11 @@ def compile_ctc(model, learning_rate, steps, warmup=0.1, weight_decay=1e-2):
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(steps - int(warmup * steps), 1), warmup_target=learning_rate, warmup_steps=int(warmup * steps)
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay, beta_2=0.98, clipnorm=1.0)
+    settings = {"weight_decay": weight_decay, "beta_2": 0.98, "clipnorm": 1.0}
+    if freeze_step is None:
+        optimizer = keras.optimizers.AdamW(schedule, **settings)
+    else:
+        optimizer = StepAdamW(schedule, freeze_step=freeze_step, **settings)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "kernel_scale"])
     loss = keras.losses.CTC(reduction="mean_with_sample_weight")
     model.compile(optimizer, loss=loss, jit_compile=_compile_step())

@@ -58,6 +58,15 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert 0.1 < rates[2] < 0.4
 
 
+def test_a_frozen_second_moment_is_the_only_thing_freeze_step_changes():
+    plain = usm.compile_ctc(model(), 1e-3, steps=10).optimizer
+    step = usm.compile_ctc(model(), 1e-3, steps=10, freeze_step=4).optimizer
+    assert (type(step), step.freeze_step) == (usm.optimizers.StepAdamW, 4)
+    ours, theirs = step.get_config(), plain.get_config()
+    assert ours.keys() ^ theirs.keys() == {"freeze_step", "amsgrad"}
+    assert {key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]} == {"name"}
+
+
 class Interrupt(keras.callbacks.Callback):
     """Stops the process in the middle of the second epoch, as a power cut would."""
 
