@@ -11,12 +11,12 @@ counts as failed (exit status 1) if the packed file does not reload bit for bit,
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import time
 
 from finetune_report import failures, print_report, summarise
+from run_folder import remember_arguments, write_json
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Arguments that do not decide what the models become; what --data meant is remembered as the corpus itself.
@@ -69,25 +69,6 @@ def try_compression(args):
 
     compress(usm, usm.USMForCTC(2, args.preset, num_layers=1), args)
     keras.utils.clear_session()  # layers are named as if this had not been
-
-
-def remember_arguments(args, corpus):
-    """Refuse to continue a run with other arguments or on another corpus: its files would be mixed up."""
-    path = os.path.join(args.output, "arguments.json")
-    asked = {name: value for name, value in vars(args).items() if name not in FREE_ARGUMENTS}
-    asked |= {"corpus": corpus.name, "manifests": corpus.fingerprint()}
-    if os.path.exists(path):
-        with open(path) as file:
-            before = json.load(file)
-        changed = [
-            f"{name} {before.get(name)!r}, now {now!r}" for name, now in asked.items() if now != before.get(name)
-        ]
-        if changed:
-            raise SystemExit(
-                f"{args.output} holds a run with other arguments ({'; '.join(changed)}). "
-                "Give another --output, or delete the folder."
-            )
-    write_json(path, asked)
 
 
 def train(usm, task, model, args, name, epochs, learning_rate, callbacks=()):
@@ -161,13 +142,6 @@ def save_model(model, path):
     os.replace(part, path)
 
 
-def write_json(path, content):
-    """Write a JSON file, all or nothing."""
-    with open(path + ".part", "w") as file:
-        json.dump(content, file, indent=2)
-    os.replace(path + ".part", path)
-
-
 def write_files(usm, keras, task, float_model, model, folder):
     """Write every artefact and return `{name: bytes on disk}`."""
     paths = {
@@ -230,7 +204,7 @@ def main(arguments=None):
     os.makedirs(args.output, exist_ok=True)
     corpus = usm.data.open_corpus(args.data) if args.data else usm.data.default_corpus()
     task = usm.data.SpeechTask.prepare(corpus, batch_frames=args.batch_frames, seed=args.seed, on_bad=args.on_bad)
-    remember_arguments(args, corpus)
+    remember_arguments(args, corpus, FREE_ARGUMENTS)
     left_out = {split: [dataclasses.asdict(row) for row in rows] for split, rows in task.problems.items()}
     write_json(os.path.join(args.output, "left_out.json"), left_out)
 

@@ -7,9 +7,10 @@ A run that was interrupted continues where it was when started again with the sa
 """
 
 import argparse
-import json
 import os
 import shutil
+
+from run_folder import remember_arguments
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -33,27 +34,6 @@ def parse_arguments(arguments=None):
         if getattr(args, name) < 1:
             parser.error(f"argument --{name.replace('_', '-')}: {getattr(args, name)} is below 1")
     return args
-
-
-def remember_arguments(args, corpus):
-    """Refuse to continue a run with other arguments or on another corpus: it would end as neither would."""
-    path = os.path.join(args.output, "arguments.json")
-    asked = {name: value for name, value in vars(args).items() if name not in ("data", "output")}
-    asked |= {"corpus": corpus.name, "manifests": corpus.fingerprint()}
-    if os.path.exists(path):
-        with open(path) as file:
-            before = json.load(file)
-        changed = [
-            f"{name} {before.get(name)!r}, now {now!r}" for name, now in asked.items() if now != before.get(name)
-        ]
-        if changed:
-            raise SystemExit(
-                f"{args.output} holds a run with other arguments ({'; '.join(changed)}). "
-                "Give another --output, or delete the folder."
-            )
-    with open(path + ".part", "w") as file:
-        json.dump(asked, file, indent=2)
-    os.replace(path + ".part", path)
 
 
 def pretrain(usm, keras, corpus, args, path):
@@ -94,7 +74,7 @@ def main(arguments=None):
 
     os.makedirs(args.output, exist_ok=True)
     corpus = usm.data.open_corpus(args.data) if args.data else usm.data.default_corpus()
-    remember_arguments(args, corpus)
+    remember_arguments(args, corpus, free=("data", "output"))
     path = os.path.join(args.output, "encoder.weights.h5")
     if os.path.exists(path):
         print("\nThis run is finished; for another one, give another --output, or delete the folder.")

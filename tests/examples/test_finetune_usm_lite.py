@@ -76,7 +76,9 @@ def test_a_run_is_not_continued_on_another_corpus_or_with_other_arguments(exampl
     one, other = (usm.data.open_corpus(make_corpus(tmp_path / name, seed)) for seed, name in enumerate("ab"))
 
     def start(corpus, bits=4, **free):
-        example.remember_arguments(types.SimpleNamespace(output=str(tmp_path), bits=bits, **free), corpus)
+        example.remember_arguments(
+            types.SimpleNamespace(output=str(tmp_path), bits=bits, **free), corpus, example.FREE_ARGUMENTS
+        )
 
     start(one)
     start(one, data="a", on_bad="raise", control=True)
