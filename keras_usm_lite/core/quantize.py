@@ -43,9 +43,19 @@ def straight_through(soft, hard):
     >>> float(straight_through(0.4, 1.0))
     1.0
     """
-    soft = ops.convert_to_tensor(soft)
-    # soft - soft is exactly zero, so the value is `hard` to the last bit, which soft + (hard - soft) would not be
-    return ops.stop_gradient(ops.convert_to_tensor(hard)) + (soft - ops.stop_gradient(soft))
+    hard = ops.stop_gradient(ops.convert_to_tensor(hard))
+    return _value_of_second(ops.convert_to_tensor(soft), hard)
+
+
+@ops.custom_gradient
+def _value_of_second(soft, hard):
+    """`hard`, to the last bit and without a pass over the weights, which soft + (hard - soft) would not be."""
+
+    def gradient(*inputs, upstream=None):
+        (upstream,) = inputs if upstream is None else (upstream,)
+        return upstream, ops.zeros_like(upstream)
+
+    return hard, gradient
 
 
 def scale_gradient(value, factor):
