@@ -100,6 +100,18 @@ def test_a_published_packed_file_is_published_anew_with_the_file_that_was_verifi
     assert {**again, "tflite": 0, "tflite_share": 0} == {**card, "tflite": 0, "tflite_share": 0}
 
 
+def test_an_archive_is_smaller_and_its_card_and_tflite_are_those_of_what_it_reads_back_to(published, tmp_path):
+    run, plain = published
+    folder = run(plain / "model.usm", "--archive", folder=tmp_path)
+    card = json.loads((folder / "card.json").read_text())
+    assert card["packed"] == (folder / "model.usm").stat().st_size < (plain / "model.usm").stat().st_size
+    assert "| `model.usm`, an archive: `pip install" in (folder / "README.md").read_text()
+    (layer, *_), (before, *_) = (usm.compressed_layers(usm.load_packed(one / "model.usm")) for one in (folder, plain))
+    codes, scale = (np.array(part) for part in layer.quantized_kernel())
+    np.testing.assert_array_equal(codes, np.array(before.quantized_kernel()[0]))
+    np.testing.assert_array_equal(scale, np.array(before.kernel_scale, "float16"))
+
+
 def test_a_file_that_fails_the_gate_or_is_too_large_changes_nothing(published, publish, monkeypatch, tmp_path):
     run, folder = published
     before = contents(folder)
