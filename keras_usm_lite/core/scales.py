@@ -69,8 +69,35 @@ def absmax_scale(weights, bits, codebook="symmetric", per_tensor=False):
         high = ops.maximum(ops.max(weights, axis=axes, keepdims=True), 0.0)
         scale = _nonzero((high - low) / ops.cast(highest - lowest, "float32"))
         return scale, ops.stop_gradient(ops.floor(lowest - low / scale + 0.5))
-    bound = ops.max(ops.abs(weights), axis=axes, keepdims=True)
-    return _nonzero(bound / ops.cast(highest, "float32")), None
+    return _nonzero(largest_magnitude(weights, axes) / ops.cast(highest, "float32")), None
+
+
+def largest_magnitude(weights, axes):
+    """Return `max|w|` over some axes, which stay with size 1.
+
+    Its gradient goes to the largest weight, in equal parts to weights that are equally large. It is written out because
+    TensorFlow takes eight passes over the weights for that of `max(abs(w))`, and this five.
+
+    Example:
+
+    >>> float(largest_magnitude(ops.convert_to_tensor([[0.5], [-2.0]]), (-2,))[0, 0])
+    2.0
+    """
+
+    @ops.custom_gradient
+    def largest(weights):
+        magnitudes = ops.abs(weights)
+        bound = ops.max(magnitudes, axis=axes, keepdims=True)
+
+        def gradient(*inputs, upstream=None):
+            (upstream,) = inputs if upstream is None else (upstream,)
+            hits = ops.cast(ops.equal(magnitudes, bound), "float32")
+            share = upstream / (_nonzero(bound) * ops.sum(hits, axis=axes, keepdims=True))
+            return hits * (weights * share)
+
+        return bound, gradient
+
+    return largest(weights)
 
 
 def mse_scale(weights, bits, codebook="symmetric", per_tensor=False, mask=None):

@@ -139,3 +139,21 @@ def test_inside_the_range_the_gradient_is_the_slope_of_the_staircase_over_whole_
     model.compile(keras.optimizers.SGD(1.0), loss=lambda y_true, y_pred: ops.sum(y_pred, axis=-1))
     model.train_on_batch(np.ones((1, len(weights)), "float32"), np.zeros((1, 1), "float32"))
     np.testing.assert_allclose(weights - array(layer.kernel), (up - down) / 2, rtol=1e-5)
+
+
+def test_equally_large_weights_share_the_gradient_of_the_scale_and_an_empty_channel_has_none():
+    layer = usm.QuantDense(UNITS, "int4", use_bias=False)
+    layer.build((None, INPUTS))
+    kernel = KERNEL.copy()
+    kernel[:, 0] = 0.0
+    kernel[[2, 7, 9], 1] = [4.0, -4.0, 4.0]
+    layer.kernel.assign(kernel)
+    gradients, surrogate = one_step(layer)
+    through_scale = gradients["kernel"] - surrogate.upstream
+    slope = (surrogate.upstream * surrogate.errors).sum(axis=0) / 7  # of the loss by the largest magnitude
+    expected = np.zeros_like(kernel)
+    expected[[2, 7, 9], 1] = np.array([1, -1, 1]) * slope[1] / 3
+    largest = np.abs(kernel[:, 2]).argmax()
+    expected[largest, 2] = np.sign(kernel[largest, 2]) * slope[2]
+    np.testing.assert_allclose(through_scale, expected, atol=2e-5)
+    assert np.abs(slope[1:]).min() > 1e-3
