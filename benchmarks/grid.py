@@ -4,6 +4,7 @@
     python benchmarks/grid.py --data CORPUS --float-model float.usm --part 1/2   # half of it, beside the other half
     python benchmarks/grid_tables.py --data CORPUS                               # tables and plot, with the test split
 
+With `--moonshine FOLDER` the float model is one of `moonshine_ctc.py` instead of a `USMForCTC`.
 This goes through `grid_plan.PLAN` in its order and appends one row for each run to `results/grid_CORPUS.jsonl`: what
 was done, the error rates on dev, sizes, time, versions. What each compressed file says to the test recordings is put
 away unread, in `results/grid_CORPUS/`, until `grid_tables.py` counts its errors. The protocol: benchmarks/README.md.
@@ -21,6 +22,8 @@ import time
 from grid_plan import (
     EPOCHS,
     LEARNING_RATE,
+    MOONSHINE_EPOCHS,
+    MOONSHINE_RATE,
     PLAN,
     RECIPES,
     compressed,
@@ -42,6 +45,7 @@ def parse_arguments():
     add = parser.add_argument
     add("--data", required=True, help="folder or name of the corpus the float model was trained on")
     add("--float-model", required=True, help="packed file of the float recogniser every run starts from")
+    add("--moonshine", help="folder of the Moonshine weights, for a float model made of them")
     add("--output", help="folder for the trained models (default outputs/grid_CORPUS)")
     add("--part", default="1/1", help="which part of the plan: 1/2 takes every second run, 2/2 the others")
     add("--only", help="one run: 'bits pattern recipe seed', such as 'int2 dense learned 0'")
@@ -65,17 +69,17 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
 
     recipe, run, start = RECIPES[name], run_name(bits, pattern, name, seed), time.time()
     keras.utils.set_random_seed(seed)
-    task = usm.data.SpeechTask.prepare(usm.data.open_corpus(args.data), seed=seed)
+    task, epochs, rate = prepare(usm, args, seed)
     float_model = usm.load_packed(args.float_model)
     calibration = calibration_batch(task, 128, 300) if recipe.start == "one-shot" else None
     model = compressed(usm, float_model, bits, pattern, recipe, calibration)
     batches = task.batches["train"]
-    steps = EPOCHS * len(batches)
+    steps = epochs * len(batches)
     learner = learner_of(usm, model, float_model, recipe)
-    usm.compile_ctc(learner, LEARNING_RATE, steps, freeze_step=freeze_step(recipe, steps))
+    usm.compile_ctc(learner, rate, steps, warmup=0.1, freeze_step=freeze_step(recipe, steps))
     path = os.path.join(folder, file_name(run))
     usm.fit_ctc(
-        learner, batches, task.batches["dev"], task.tokenizer, EPOCHS,
+        learner, batches, task.batches["dev"], task.tokenizer, epochs,
         callbacks=pruning_callbacks(usm, recipe, pattern, steps), backup_dir=f"{path}.backup", verbose=2,
     )  # fmt: skip
     model.save(f"{path}.keras")
@@ -86,15 +90,16 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
         "pattern": pattern,
         "recipe": {"name": name, **dataclasses.asdict(recipe)},
         "seed": seed,
-        "epochs": EPOCHS,
-        "learning_rate": LEARNING_RATE,
+        "epochs": epochs,
+        "learning_rate": rate,
         "dev_wer": dev.wer,
         "dev_cer": dev.cer,
         "bytes": sizes,
         "bits_per_weight": usm.report(model).kernel_bits_per_weight if bits or pattern else 32.0,
         "minutes": round((time.time() - start) / 60, 1),
         "float_model": checksum(args.float_model),
-        "command": f"python benchmarks/grid.py --data {task.corpus.name} --float-model float.usm --only '{run}'",
+        "command": f"python benchmarks/grid.py --data {task.corpus.name} --float-model float.usm "
+        f"{'--moonshine FOLDER ' if args.moonshine else ''}--only '{run}'",
         "commit": commit(),
         "versions": {
             "keras": keras.__version__,
@@ -102,6 +107,18 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
             "python": platform.python_version(),
         },
     }
+
+
+def prepare(usm, args, seed):
+    """Return the data as the float model hears it, and the epochs and peak rate of its fine-tuning."""
+    corpus = usm.data.open_corpus(args.data)
+    if not args.moonshine:
+        return usm.data.SpeechTask.prepare(corpus, seed=seed), EPOCHS, LEARNING_RATE
+    import moonshine
+    import numpy as np
+
+    weights = dict(np.load(os.path.join(args.moonshine, "weights_f32.npz")))
+    return moonshine.prepare(corpus, weights, seed), MOONSHINE_EPOCHS, MOONSHINE_RATE
 
 
 def keep_outcome(usm, task, model, path, folder):
@@ -112,7 +129,8 @@ def keep_outcome(usm, task, model, path, folder):
     Returns:
         `(error rates of the archive on dev, bytes of every form)`.
     """
-    paths = packed_files(usm, model, path) | {"tflite": usm.export_litert(model, f"{path}.tflite")}
+    exported = model.functional() if hasattr(model, "functional") else model
+    paths = packed_files(usm, model, path) | {"tflite": usm.export_litert(exported, f"{path}.tflite")}
     loaded = usm.load_packed(paths["archive"])
     references, texts = task.transcribe(loaded.predict_on_batch, "dev")
     _, unread = task.transcribe(loaded.predict_on_batch, "test")

@@ -11,7 +11,7 @@ import json
 import os
 
 from grid import RESULTS, ROOT, read_rows
-from grid_plan import BITS, CONTROL, EPOCHS, PATTERNS, file_name, run_name
+from grid_plan import BITS, CONTROL, PATTERNS, file_name, run_name
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 HARD = ((2, None), (4, "1:4"), (2, "2:4"))  # cells of the ablations
@@ -106,12 +106,12 @@ def describe(way):
     return text + f", {len(way['seeds'])} seed{'s' if len(way['seeds']) > 1 else ''}"
 
 
-def grid_markdown(corpus, table):
+def grid_markdown(corpus, table, epochs):
     """Table 1 for readers."""
     lines = [
         f"## Grid, {corpus}",
         "",
-        f"Test WER. Fine-tuned: {EPOCHS} epochs; change relative to the float model fine-tuned for as long with the "
+        f"Test WER. Fine-tuned: {epochs} epochs; change relative to the float model fine-tuned for as long with the "
         "same seeds, 95 % interval of 10,000 paired draws. Error rates: of the archive. Bytes: whole files, of "
         '"ours" where there is one; per cent of FP32. "Ours" is the recipe that is best on dev.',
         "",
@@ -193,7 +193,7 @@ def main():
     cells = by_cell(rows)
     references = [utterance.text for utterance in usm.data.SpeechTask.prepare(corpus).utterances["test"]]
     table = grid_table(usm, cells, path, references, read_untrained(corpus.name, rows[0]["float_model"]))
-    text = grid_markdown(corpus.name, table) + "\n" + ablation_markdown(cells)
+    text = grid_markdown(corpus.name, table, rows[0]["epochs"]) + "\n" + ablation_markdown(cells)
     for suffix, content in ((".md", text), (".json", json.dumps(table, indent=1) + "\n")):
         with replacing(path + suffix) as temporary, open(temporary, "w") as file:
             file.write(content)

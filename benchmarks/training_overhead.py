@@ -3,9 +3,12 @@
     python benchmarks/training_overhead.py                       # TensorFlow and JAX, one after the other
 
 A step is CTC loss, dropout, SpecAugment, gradients and AdamW as `usm.compile_ctc` sets them up, on one batch of random
-speech-like shapes. The four models take turns, so that whatever else the machine does meets all of them; a ratio is the
+speech-like shapes. The models take turns, so that whatever else the machine does meets all of them; a ratio is the
 median over the rounds of (step of the model / step of the float model in the same round). Masks are made beforehand:
 `NMPruning` makes them a few times in a training, not in every step.
+
+Two more int4 models, one without the gradient of the scale and one without computing a scale, tell what int4's time is
+spent on: the median difference between a model and the one that does a part less.
 """
 
 import argparse
@@ -21,11 +24,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 RESULT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "training_overhead.json")
 MODELS = {
     "dense": (None, None),
-    "QuantDense int4": ("int4", None),
+    "QuantDense int4": ({"bits": 4}, None),
     "NMSparseDense 2:4": (None, "2:4"),
-    "joint int4 + 2:4": ("int4", "2:4"),
+    "joint int4 + 2:4": ({"bits": 4}, "2:4"),
+    "int4, no gradient of its scale": ({"bits": 4, "stop_scale_gradient": True}, None),
+    "int4, stored scale": ({"bits": 4, "scale": "mse"}, None),
 }
 TARGETS = {"QuantDense int4": 1.10, "NMSparseDense 2:4": 1.05, "joint int4 + 2:4": 1.15}
+PROFILE = ("dense", "int4, stored scale", "int4, no gradient of its scale", "QuantDense int4")  # each adds a part
+PARTS = ("rounding and its gradient", "the scale, max|w|", "gradient of the scale")
 VOCABULARY = 1024
 
 
@@ -59,6 +66,7 @@ def measure(args):
     models = {}
     for name, (quantization, sparsity) in MODELS.items():
         keras.utils.set_random_seed(0)
+        quantization = quantization and usm.QuantizationConfig(**quantization)
         model = usm.USMForCTC(VOCABULARY, args.preset, quantization=quantization, sparsity=sparsity)
         if sparsity is not None:
             usm.update_masks(model)
@@ -69,7 +77,8 @@ def measure(args):
     seconds = {name: [] for name in models}
     for number in range(args.rounds):
         names = list(models)
-        for name in names[number % 4 :] + names[: number % 4]:
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
             start = time.perf_counter()
             float(models[name].train_on_batch(x, y))  # waits for the device
             seconds[name].append(time.perf_counter() - start)
@@ -86,6 +95,11 @@ def summarize(backend, device, seconds, load):
         low, median, high = (ratios[int(share * (len(ratios) - 1))] for share in (0.25, 0.5, 0.75))
         row["ratios"][name] = {"median": median, "quartiles": [low, high], "target": target, "met": median <= target}
         print(f"  {name:18} {median:.3f} ({low:.3f} to {high:.3f}), target {target:.2f}")
+    row["int4_profile"] = {}
+    for part, less, more in zip(PARTS, PROFILE[:-1], PROFILE[1:], strict=True):
+        shares = [(b - a) / dense for a, b, dense in zip(seconds[less], seconds[more], seconds["dense"], strict=True)]
+        row["int4_profile"][part] = statistics.median(shares)
+        print(f"  of int4: {part:26} {row['int4_profile'][part]:+.3f} float steps")
     return row
 
 

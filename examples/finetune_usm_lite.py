@@ -71,10 +71,10 @@ def try_compression(args):
     keras.utils.clear_session()  # layers are named as if this had not been
 
 
-def train(usm, task, model, args, name, epochs, learning_rate, callbacks=()):
+def train(usm, task, model, args, name, epochs, learning_rate, callbacks=(), warmup=None):
     """Train a model, with a backup in every epoch until NAME.keras is written."""
     batches, backup = task.batches["train"], os.path.join(args.output, f"backup-{name}")
-    usm.compile_ctc(model, learning_rate, epochs * len(batches))
+    usm.compile_ctc(model, learning_rate, epochs * len(batches), warmup)
     usm.fit_ctc(model, batches, task.batches["dev"], task.tokenizer, epochs, callbacks=callbacks, backup_dir=backup)
     save_model(model, os.path.join(args.output, f"{name}.keras"))
     shutil.rmtree(backup)
@@ -114,7 +114,8 @@ def fine_tune(usm, keras, task, model, args, name):
         return keras.models.load_model(finished)
     print(f"\nfine-tuning, {name}: {args.finetune_epochs} epochs")
     callbacks = schedules(usm, model, args, len(task.batches["train"]))
-    return train(usm, task, model, args, name, args.finetune_epochs, args.finetune_learning_rate, callbacks)
+    rate = args.finetune_learning_rate
+    return train(usm, task, model, args, name, args.finetune_epochs, rate, callbacks, warmup=0.1)
 
 
 def schedules(usm, model, args, steps):

@@ -10,15 +10,19 @@ from keras_usm_lite.callbacks.wer import WordErrorRate
 from keras_usm_lite.optimizers.slowed import slow_down
 from keras_usm_lite.optimizers.step_adamw import StepAdamW
 
+WARMUP = 300  # steps
 
-def compile_ctc(model, learning_rate, steps, warmup=0.1, weight_decay=1e-2, freeze_step=None):
+
+def compile_ctc(model, learning_rate, steps, warmup=None, weight_decay=1e-2, freeze_step=None):
     """Compile a model for CTC: AdamW, linear warm-up and cosine decay to zero, gradient norm clipped at 1.
 
     Args:
         model: CTC logits with blank 0, padded frames certain blanks (`USMForCTC`).
         learning_rate: peak learning rate.
         steps: training steps of the whole run.
-        warmup: share of the steps in which the rate rises.
+        warmup: share of the steps in which the rate rises. None: a tenth of them, but at least 300 steps, or half of a
+            shorter training. A Conformer that starts from random weights and meets its peak rate sooner learns to say
+            nothing but blanks and takes long to leave that; one that is only fine-tuned can do with 0.1.
         weight_decay: decoupled decay of every kernel; biases, norms and learned scales have none.
         freeze_step: None, or the update from which the second moment is frozen (`StepAdamW`), for masks that are
             learned: with `NMPruning(start_step=freeze_step)`.
@@ -32,8 +36,9 @@ def compile_ctc(model, learning_rate, steps, warmup=0.1, weight_decay=1e-2, free
     >>> type(compile_ctc(usm.USMForCTC(9, num_layers=1), 1e-3, steps=100).optimizer).__name__
     'AdamW'
     """
+    rising = max(steps // 10, min(WARMUP, steps // 2)) if warmup is None else int(warmup * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(steps - int(warmup * steps), 1), warmup_target=learning_rate, warmup_steps=int(warmup * steps)
+        0.0, max(steps - rising, 1), warmup_target=learning_rate, warmup_steps=rising
     )
     settings = {"weight_decay": weight_decay, "beta_2": 0.98, "clipnorm": 1.0}
     if freeze_step is None:

@@ -49,7 +49,17 @@ class SpeechTask:
     problems: dict
 
     @classmethod
-    def prepare(cls, corpus, frontend=None, batch_frames=4000, seed=0, cache_dir=None, on_bad="skip", **batching):
+    def prepare(
+        cls,
+        corpus,
+        frontend=None,
+        batch_frames=4000,
+        seed=0,
+        cache_dir=None,
+        on_bad="skip",
+        subsampling=SUBSAMPLING,
+        **batching,
+    ):
         """Read the manifests, check every row, compute the features once (cached on disk) and plan the batches.
 
         A row is bad if `check_utterances` says so, or if its recording holds no samples, cannot be decoded, is shorter
@@ -58,12 +68,15 @@ class SpeechTask:
 
         Args:
             corpus: a `Corpus` with splits "train", "dev" and "test".
-            frontend: a `LogMel` layer; the default one if None.
+            frontend: a `LogMel` layer, the default one if None; or any layer from audio `[1, samples]` to features
+                `[1, frames, bins]` with `sample_rate`, `fft_length`, `num_frames(samples)` and a `get_config()` that
+                changes with the features.
             batch_frames: frames per training batch, padding included.
             seed: seed of the training order.
             cache_dir: folder of the feature cache; by default below the corpora's cache.
             on_bad: "skip" leaves bad rows out and warns once, with their number and the first few; "raise" raises, for
                 rows that can be judged without reading audio before any is read.
+            subsampling: frames of features per output frame of the model; 4 in `USMForCTC`.
             **batching: further arguments of the `SpeechBatches` of "train" and "dev": `shard`, `batch_multiple`,
                 `num_buckets`. "test" is always whole.
 
@@ -95,7 +108,7 @@ class SpeechTask:
             cache = _features(rows[split], frontend, os.path.join(folder, f"{corpus.name}-{split}"))
             labels = [encoders[split](row.text) if encoders[split] else [1] for row in rows[split]]
             reasons = [
-                cache.problems.get(number) or _alignment_problem(frames, labels[number])
+                cache.problems.get(number) or _alignment_problem(-(-frames // subsampling), labels[number])
                 for number, frames in enumerate(cache.num_frames.tolist())
             ]
             utterances[split], kept = _sift(path, rows[split], reasons, problems[split])
@@ -173,8 +186,8 @@ def _all(problems):
     return [row for rows in problems.values() for row in rows]
 
 
-def _alignment_problem(frames, labels):
-    given, needed = -(-frames // SUBSAMPLING), frames_needed(labels)
+def _alignment_problem(given, labels):
+    needed = frames_needed(labels)
     return None if given >= needed else f"CTC needs {needed} output frames for the text, the recording gives {given}"
 
 

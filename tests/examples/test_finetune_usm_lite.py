@@ -155,7 +155,7 @@ def test_the_backup_lasts_until_the_model_is_saved(example, tmp_path):
 def shortened(example, monkeypatch):
     """The script without what takes long: training, the exports, LiteRT, which hears `heard` or what Keras hears."""
 
-    def train(usm, task, model, args, name, *_):
+    def train(usm, task, model, args, name, *_, **__):
         example.save_model(model, os.path.join(args.output, f"{name}.keras"))
         return model
 
