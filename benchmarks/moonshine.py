@@ -258,6 +258,7 @@ def check(frontend, encoder, reference):
 
 
 def prepare(corpus, weights, seed=0):
-    """Return the `SpeechTask` of a corpus with these features: 40 s of audio in a training batch."""
+    """Return the `SpeechTask` of a corpus with these features: 40 s of audio in a training batch, padding included."""
     frontend = MoonshineFrontend(weights)
-    return usm.data.SpeechTask.prepare(corpus, frontend=frontend, batch_frames=1667, seed=seed, subsampling=1)
+    settings = {"batch_frames": 1667, "num_buckets": 16, "subsampling": 1}  # frames from 1 to 20 s
+    return usm.data.SpeechTask.prepare(corpus, frontend=frontend, seed=seed, **settings)

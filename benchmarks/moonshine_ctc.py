@@ -31,7 +31,7 @@ def parse_arguments():
     add("--weights", required=True, help="folder of weights_f32.npz")
     add("--data", required=True, help="folder or name of an English corpus")
     add("--output", required=True, help="packed file to write")
-    add("--epochs", type=int, default=12)
+    add("--epochs", type=int, default=10)
     add("--learning-rate", type=float, default=5e-4, help="peak rate (default 5e-4)")
     add("--seed", type=int, default=0)
     return parser.parse_args()
