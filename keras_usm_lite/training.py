@@ -10,7 +10,7 @@ from keras_usm_lite.callbacks.wer import WordErrorRate
 from keras_usm_lite.optimizers.slowed import slow_down
 from keras_usm_lite.optimizers.step_adamw import StepAdamW
 
-WARMUP = 300  # steps
+WARMUP = 600  # steps
 
 
 def compile_ctc(model, learning_rate, steps, warmup=None, weight_decay=1e-2, freeze_step=None):
@@ -20,7 +20,7 @@ def compile_ctc(model, learning_rate, steps, warmup=None, weight_decay=1e-2, fre
         model: CTC logits with blank 0, padded frames certain blanks (`USMForCTC`).
         learning_rate: peak learning rate.
         steps: training steps of the whole run.
-        warmup: share of the steps in which the rate rises. None: a tenth of them, but at least 300 steps, or half of a
+        warmup: share of the steps in which the rate rises. None: a tenth of them, but at least 600 steps, or half of a
             shorter training. A Conformer that starts from random weights and meets its peak rate sooner learns to say
             nothing but blanks and takes long to leave that; one that is only fine-tuned can do with 0.1.
         weight_decay: decoupled decay of every kernel; biases, norms and learned scales have none.

@@ -58,8 +58,8 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert 0.1 < rates[2] < 0.4
 
 
-@pytest.mark.parametrize(("steps", "rising"), [(80, 40), (1000, 300), (5000, 500)])
-def test_the_rate_rises_for_a_tenth_of_the_training_but_for_300_steps_if_there_are_twice_as_many(steps, rising):
+@pytest.mark.parametrize(("steps", "rising"), [(80, 40), (2000, 600), (9000, 900)])
+def test_the_rate_rises_for_a_tenth_of_the_training_but_for_600_steps_if_there_are_twice_as_many(steps, rising):
     assert usm.compile_ctc(model(), 0.5, steps).optimizer._learning_rate.warmup_steps == rising
 
 
