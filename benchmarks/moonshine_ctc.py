@@ -3,8 +3,8 @@
     python benchmarks/moonshine_ctc.py --weights FOLDER --data CORPUS --output MODEL.usm   # continues if interrupted
     python benchmarks/grid.py --data CORPUS --float-model MODEL.usm --moonshine FOLDER  # then compress
 
-First the head is trained alone, then blocks and head; the convolutions are not (`moonshine.py`). Writes the model as a packed file and the dev
-error rates of all epochs to `results/moonshine_ctc_CORPUS.json`. The test split is not read.
+First the head is trained alone, then blocks and head; the convolutions are not (`moonshine.py`). Writes the model as a
+packed file and the dev error rates of all epochs to `results/moonshine_ctc_CORPUS.json`. The test split is not read.
 """
 
 import argparse
@@ -60,7 +60,8 @@ def main():
     usm.save_packed(model, args.output)
     result = {
         "command": f"python benchmarks/moonshine_ctc.py --weights FOLDER --data {corpus.name} --output MODEL.usm "
-        f"--head-epochs {args.head_epochs} --epochs {args.epochs} --learning-rate {args.learning_rate} --seed {args.seed}",
+        f"--head-epochs {args.head_epochs} --epochs {args.epochs} --learning-rate {args.learning_rate} "
+        f"--seed {args.seed}",
         "float_model": checksum(args.output),
         "commit": commit(),
         "versions": {"keras": keras.__version__, "python": platform.python_version()},
