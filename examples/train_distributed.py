@@ -178,11 +178,7 @@ def make_model(usm, keras, vocab_size, steps, args):
         spec_augment=not args.no_spec_augment,
         remat=args.remat,
     )
-    warmup = steps // 10
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, max(steps - warmup, 1), warmup_target=args.learning_rate, warmup_steps=warmup
-    )
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-2, beta_2=0.98)
+    optimizer = keras.optimizers.AdamW(usm.warmup_cosine(args.learning_rate, steps), weight_decay=1e-2, beta_2=0.98)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "kernel_scale"])
     # tf.distribute compiles for TPUs by itself and does not for GPUs, where replicas exchange gradients in the step.
     model.compile(optimizer, keras.losses.CTC(), jit_compile=keras.backend.backend() == "jax")

@@ -40,7 +40,7 @@ from keras_usm_lite.tokenizers import (
     load_tokenizer,
     save_tokenizer,
 )
-from keras_usm_lite.training import compile_ctc, fit_ctc
+from keras_usm_lite.training import compile_ctc, fit_ctc, warmup_cosine
 
 __version__ = "0.1.0"
 __all__ = [
@@ -94,4 +94,5 @@ __all__ = [
     "save_tokenizer",
     "update_masks",
     "verify_litert",
+    "warmup_cosine",
 ]

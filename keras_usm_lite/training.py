@@ -13,16 +13,37 @@ from keras_usm_lite.optimizers.step_adamw import StepAdamW
 WARMUP = 600  # steps
 
 
+def warmup_cosine(learning_rate, steps, warmup=None):
+    """Return a Keras schedule: the rate rises linearly from zero, then falls as a cosine to zero.
+
+    A Conformer that starts from random weights and meets its peak rate too soon learns to say nothing but blanks, and
+    takes long to leave that. So by default the rate rises for a tenth of the training, but for at least 600 steps, or
+    for half of a shorter training.
+
+    Args:
+        learning_rate: peak rate.
+        steps: training steps of the whole run.
+        warmup: None, or the share of the steps in which the rate rises; for fine-tuning 0.1 is enough.
+
+    Example:
+
+    >>> schedule = warmup_cosine(0.5, steps=100)
+    >>> [round(float(schedule(step)), 2) for step in (0, 25, 50, 100)]
+    [0.0, 0.25, 0.5, 0.0]
+    """
+    rising = max(steps // 10, min(WARMUP, steps // 2)) if warmup is None else int(warmup * steps)
+    falling = max(steps - rising, 1)
+    return keras.optimizers.schedules.CosineDecay(0.0, falling, warmup_target=learning_rate, warmup_steps=rising)
+
+
 def compile_ctc(model, learning_rate, steps, warmup=None, weight_decay=1e-2, freeze_step=None):
-    """Compile a model for CTC: AdamW, linear warm-up and cosine decay to zero, gradient norm clipped at 1.
+    """Compile a model for CTC: AdamW, `warmup_cosine`, gradient norms clipped at 1.
 
     Args:
         model: CTC logits with blank 0, padded frames certain blanks (`USMForCTC`).
         learning_rate: peak learning rate.
         steps: training steps of the whole run.
-        warmup: share of the steps in which the rate rises. None: a tenth of them, but at least 600 steps, or half of a
-            shorter training. A Conformer that starts from random weights and meets its peak rate sooner learns to say
-            nothing but blanks and takes long to leave that; one that is only fine-tuned can do with 0.1.
+        warmup: None, or the share of the steps in which the rate rises; see `warmup_cosine`.
         weight_decay: decoupled decay of every kernel; biases, norms and learned scales have none.
         freeze_step: None, or the update from which the second moment is frozen (`StepAdamW`), for masks that are
             learned: with `NMPruning(start_step=freeze_step)`.
@@ -36,10 +57,7 @@ def compile_ctc(model, learning_rate, steps, warmup=None, weight_decay=1e-2, fre
     >>> type(compile_ctc(usm.USMForCTC(9, num_layers=1), 1e-3, steps=100).optimizer).__name__
     'AdamW'
     """
-    rising = max(steps // 10, min(WARMUP, steps // 2)) if warmup is None else int(warmup * steps)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(steps - rising, 1), warmup_target=learning_rate, warmup_steps=rising
-    )
+    schedule = warmup_cosine(learning_rate, steps, warmup)
     settings = {"weight_decay": weight_decay, "beta_2": 0.98, "clipnorm": 1.0}
     if freeze_step is None:
         optimizer = keras.optimizers.AdamW(schedule, **settings)

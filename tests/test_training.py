@@ -52,7 +52,7 @@ def test_only_kernels_decay():
 
 
 def test_the_learning_rate_rises_then_falls_to_zero():
-    schedule = usm.compile_ctc(model(), 0.5, steps=100, warmup=0.1).optimizer._learning_rate
+    schedule = usm.warmup_cosine(0.5, steps=100, warmup=0.1)
     rates = [float(schedule(step)) for step in (0, 10, 55, 100)]
     assert rates[0] == 0.0 and rates[1] == pytest.approx(0.5) and rates[3] == pytest.approx(0.0, abs=1e-6)
     assert 0.1 < rates[2] < 0.4
@@ -60,7 +60,7 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 
 @pytest.mark.parametrize(("steps", "rising"), [(80, 40), (2000, 600), (9000, 900)])
 def test_the_rate_rises_for_a_tenth_of_the_training_but_for_600_steps_if_there_are_twice_as_many(steps, rising):
-    assert usm.compile_ctc(model(), 0.5, steps).optimizer._learning_rate.warmup_steps == rising
+    assert usm.warmup_cosine(0.5, steps).warmup_steps == rising
 
 
 def test_a_frozen_second_moment_is_the_only_thing_freeze_step_changes():
