@@ -94,6 +94,14 @@ def test_a_repaired_recording_takes_part_again(broken, tmp_path):
         assert [row.text for row in prepare(corpus, tmp_path).utterances["train"]] == ["left", "up"]
 
 
+def test_a_model_that_subsamples_less_gives_short_recordings_more_output_frames(tmp_path):
+    corpus = make_corpus(tmp_path)
+    write_wav(tmp_path / "train-2.wav", np.zeros(512 + 2 * 160))  # three frames, three words
+    assert not prepare(corpus, tmp_path, subsampling=1).problems["train"]
+    with pytest.warns(UserWarning, match="the recording gives 2"):
+        assert len(prepare(corpus, tmp_path, subsampling=2).problems["train"]) == 1
+
+
 def test_a_split_of_which_nothing_is_left_is_refused(tmp_path):
     corpus = make_corpus(tmp_path)
     (tmp_path / "dev-0.wav").write_bytes(b"not audio")
