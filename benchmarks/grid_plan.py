@@ -5,7 +5,7 @@ import itertools
 
 LEFT_OUT = {"depthwise|subsampling/conv": (None, None)}
 EPOCHS, LEARNING_RATE = 10, 1e-3
-MOONSHINE_EPOCHS, MOONSHINE_RATE = 4, 2e-4  # eight times the weights, and pre-trained
+MOONSHINE_EPOCHS, MOONSHINE_RATE = 2, 2e-4  # eight times the weights, and pre-trained
 BITS, PATTERNS = (None, 8, 4, 3, 2), (None, "4:8", "2:4", "1:4")
 
 
