@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 
-LEFT_OUT = {"depthwise|subsampling/conv": (None, None)}
+CONVOLUTIONS = "depthwise|subsampling/conv"  # stay float
 EPOCHS, LEARNING_RATE = 10, 1e-3
 MOONSHINE_EPOCHS, MOONSHINE_RATE = 2, 2e-4  # eight times the weights, and pre-trained
 BITS, PATTERNS = (None, 8, 4, 3, 2), (None, "4:8", "2:4", "1:4")
@@ -94,10 +94,12 @@ def file_name(run):
 
 def compressed(usm, float_model, bits, pattern, recipe, calibration):
     """Return the copy that will be fine-tuned."""
+    convolutions = isinstance(float_model, usm.USMForCTC)  # the blocks of Moonshine have none
+    left_out = {CONVOLUTIONS: (None, None)} if convolutions else {}
     if bits is None and pattern is None:
-        return usm.compress(float_model, {**LEFT_OUT, "encoder/": (None, None)})
+        return usm.compress(float_model, {**left_out, "encoder/": (None, None)})
     if pattern and recipe.start != "float":
-        float_model = usm.compress(float_model, {**LEFT_OUT, "encoder/": (None, pattern)})
+        float_model = usm.compress(float_model, {**left_out, "encoder/": (None, pattern)})
         usm.permute_channels(float_model)
         if recipe.start == "one-shot":
             usm.one_shot(float_model, calibration)
@@ -105,7 +107,7 @@ def compressed(usm, float_model, bits, pattern, recipe, calibration):
     sparsity = pattern and usm.SparsityConfig.resolve(pattern)
     if pattern and recipe.pruning in ("every step", "STEP"):
         sparsity = sparsity.replace(every_step=True, gradient="sr_ste")
-    model = usm.compress(float_model, {**LEFT_OUT, "encoder/": (quantization, sparsity)})
+    model = usm.compress(float_model, {**left_out, "encoder/": (quantization, sparsity)})
     if pattern and recipe.pruning == "none":
         usm.update_masks(model)  # finds the zeros that one_shot left
         for layer in usm.compressed_layers(model):
