@@ -174,6 +174,8 @@ def plot(path, corpus, cells):
         axes.annotate(name, (share, error), fontsize=6, xytext=(4, 2), textcoords="offset points")
     axes.axvline(9.4, color="grey", linestyle=":", label="the paper's size, 9.4 %")
     axes.set(xscale="log", xlabel="archive, % of FP32 (whole file)", ylabel="dev WER, %", title=corpus)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
