@@ -25,6 +25,9 @@ def warmup_cosine(learning_rate, steps, warmup=None):
         steps: training steps of the whole run.
         warmup: None, or the share of the steps in which the rate rises; for fine-tuning 0.1 is enough.
 
+    Returns:
+        A `keras.optimizers.schedules.CosineDecay`.
+
     Example:
 
     >>> schedule = warmup_cosine(0.5, steps=100)

@@ -86,9 +86,11 @@ class SpeechTask:
         Raises:
             ManifestError: a manifest cannot be read, no row of a split can be used, or there are bad rows and `on_bad`
                 is "raise".
-            ValueError: `on_bad` is neither "skip" nor "raise".
+            ValueError: `on_bad` is neither "skip" nor "raise", or `subsampling` is below 1.
         """
         check_policy(on_bad)
+        if subsampling < 1:
+            raise ValueError(f"subsampling={subsampling!r}: allowed are whole numbers from 1, frames per output frame.")
         frontend = frontend if frontend is not None else LogMel()
         rows = {split: read_manifest(path) for split, path in corpus.splits.items()}
         total = sum(map(len, rows.values()))

@@ -100,6 +100,8 @@ def test_a_model_that_subsamples_less_gives_short_recordings_more_output_frames(
     assert not prepare(corpus, tmp_path, subsampling=1).problems["train"]
     with pytest.warns(UserWarning, match="the recording gives 2"):
         assert len(prepare(corpus, tmp_path, subsampling=2).problems["train"]) == 1
+    with pytest.raises(ValueError, match="subsampling=0: allowed"):
+        prepare(corpus, tmp_path, subsampling=0)
 
 
 def test_a_split_of_which_nothing_is_left_is_refused(tmp_path):
