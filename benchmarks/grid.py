@@ -129,7 +129,11 @@ def keep_outcome(usm, task, model, path, folder):
     Returns:
         `(error rates of the archive on dev, bytes of every form)`.
     """
-    exported = model.functional() if hasattr(model, "functional") else model
+    exported = model
+    if not isinstance(task.frontend, usm.LogMel):
+        import moonshine
+
+        exported = moonshine.functional(model)
     paths = packed_files(usm, model, path) | {"tflite": usm.export_litert(exported, f"{path}.tflite")}
     loaded = usm.load_packed(paths["archive"])
     references, texts = task.transcribe(loaded.predict_on_batch, "dev")

@@ -213,12 +213,6 @@ class MoonshineForCTC(keras.Model):
         shape = input_shape["features"] if isinstance(input_shape, dict) else input_shape
         return (*shape[:2], self.vocab_size)
 
-    def functional(self):
-        """Return the same model with declared inputs, as exporting wants it."""
-        features = keras.Input((None, DIM), name="features")
-        inputs = {"features": features, "lengths": keras.Input((), dtype="int32", name="lengths")}
-        return keras.Model(inputs, self(inputs))
-
     def get_config(self):
         """Return the constructor's arguments."""
         return {"name": self.name, "vocab_size": self.vocab_size, "dropout": self.dropout}
@@ -234,6 +228,13 @@ def assign(layer, weights, skipped):
         variable.assign(array.transpose(2, 1, 0) if array.ndim == 3 else array)  # convolutions: [outputs, inputs, taps]
         used.add(name)
     return used
+
+
+def functional(model):
+    """Return a model of these inputs, or its compressed copy, with declared inputs, as exporting wants it."""
+    features = keras.Input((None, DIM), name="features")
+    inputs = {"features": features, "lengths": keras.Input((), dtype="int32", name="lengths")}
+    return keras.Model(inputs, model(inputs))
 
 
 def load(weights):
