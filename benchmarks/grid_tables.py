@@ -193,7 +193,7 @@ def main():
     if not any((row["bits"], row["pattern"], row["recipe"]["name"]) == CONTROL for row in rows):
         raise SystemExit(f"{os.path.relpath(path, ROOT)}.jsonl has no float control yet; train it with grid.py first.")
     cells = by_cell(rows)
-    references = [utterance.text for utterance in usm.data.SpeechTask.prepare(corpus).utterances["test"]]
+    references = [utterance.text for utterance in usm.data.read_manifest(corpus.splits["test"])]  # every row is usable
     table = grid_table(usm, cells, path, references, read_untrained(corpus.name, rows[0]["float_model"]))
     text = grid_markdown(corpus.name, table, rows[0]["epochs"]) + "\n" + ablation_markdown(cells)
     for suffix, content in ((".md", text), (".json", json.dumps(table, indent=1) + "\n")):
