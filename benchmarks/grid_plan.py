@@ -63,9 +63,10 @@ def _plan():
         for seed in (0, 1, 2):
             yield (*CONTROL, seed)
             yield from ((*cell, recipe, seed) for cell in cells for recipe in ("paper", "distilled"))
-    yield from ((*cell, "ours", 0) for cell in CENTRE)
-    yield (2, None, "ours, four levels", 0)
-    yield (4, "1:4", "ours, gradual", 0)
+        yield from ((*cell, "ours", 0) for cell in cells)
+        yield (2, None, "ours, four levels", 0)
+        yield (4, "1:4", "ours, gradual", 0)
+        yield (4, "2:4", "ours, gradual", 0)
     yield (None, None, "distilled", 0)
     yield from ((*cell, "ours", seed) for seed in (1, 2) for cell in CENTRE)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
