@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 
-CONVOLUTIONS = "depthwise|subsampling/conv"  # stay float
+CONVOLUTIONS, ENCODER = "depthwise|subsampling/conv", "encoder"  # paths; the first stay float
 EPOCHS, LEARNING_RATE = 10, 1e-3
-MOONSHINE_EPOCHS, MOONSHINE_RATE = 2, 2e-4  # eight times the weights, and pre-trained
+MOONSHINE_EPOCHS, MOONSHINE_RATE = 4, 2e-4  # eight times the weights, and pre-trained
 BITS, PATTERNS = (None, 8, 4, 3, 2), (None, "4:8", "2:4", "1:4")
 
 
@@ -20,7 +20,8 @@ class Recipe:
         pruning: "few" magnitude shots in the first third of the training (the paper's way), "one" before its first
             step, "gradual" (structure decay in the first half), "every step" (SR-STE, frozen after two thirds), or
             "none" (masks stay as the start made them).
-        distill: weight of the divergence from the float checkpoint.
+        distill: weight of the divergence from the float checkpoint, a mean over frames, beside CTC's sum over them.
+        hidden: weight of the distance from the float checkpoint's hidden states.
         co_train: train a 4-bit branch with the same latent weights.
     """
 
@@ -29,6 +30,7 @@ class Recipe:
     start: str = "float"
     pruning: str = "few"
     distill: float = 0.0
+    hidden: float = 0.0
     co_train: bool = False
 
 
@@ -47,28 +49,27 @@ RECIPES = {
     "STEP": Recipe(pruning="STEP"),
     "permuted": Recipe(start="permuted"),
     "compensated": Recipe(scale="mse", start="one-shot", pruning="none"),
-    "ours": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0),
-    "ours, four levels": Recipe(scale="learned", codebook="midrise", start="one-shot", pruning="none", distill=1.0),
-    "ours, gradual": Recipe(scale="learned", pruning="gradual", distill=1.0),
+    "learned, distilled": Recipe(scale="learned", distill=1.0),
+    "taught": Recipe(distill=100.0),
+    "taught, hidden": Recipe(distill=100.0, hidden=10.0),
+    "taught, learned": Recipe(scale="learned", distill=100.0),
+    "taught, one-shot": Recipe(scale="learned", start="one-shot", pruning="none", distill=100.0),
+    "taught, four levels": Recipe(scale="learned", codebook="midrise", distill=100.0),
 }
 CONTROL = (None, None, "paper")  # the float model, fine-tuned for as long
 CENTRE = ((4, "2:4"), (2, None), (4, "1:4"), (2, "2:4"), (2, "1:4"))
-OURS = ("distilled", "ours")
 MASKS = ("gradual", "SR-STE", "STEP", "permuted", "compensated", "co-trained")  # ablations of sparse cells
 
 
 def _plan():
     """Yield (bits, pattern, recipe, seed), most telling first; a run may be named twice."""
+    yield from ((*CONTROL, seed) for seed in (0, 1, 2))
+    yield (4, "2:4", "taught", 0)
+    yield (4, "2:4", "taught, hidden", 0)
+    yield (4, "2:4", "taught, one-shot", 0)
     for cells in (CENTRE[:3], CENTRE):  # what the targets name comes first
         for seed in (0, 1, 2):
-            yield (*CONTROL, seed)
-            yield from ((*cell, recipe, seed) for cell in cells for recipe in ("paper", "distilled"))
-        yield from ((*cell, "ours", 0) for cell in cells)
-        yield (2, None, "ours, four levels", 0)
-        yield (4, "1:4", "ours, gradual", 0)
-        yield (4, "2:4", "ours, gradual", 0)
-    yield (None, None, "distilled", 0)
-    yield from ((*cell, "ours", seed) for seed in (1, 2) for cell in CENTRE)
+            yield from ((*cell, "paper", seed) for cell in cells)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
         yield (2, None, recipe, 0)
     for recipe in ("one mask", *MASKS):
@@ -76,7 +77,9 @@ def _plan():
     for recipe in ("mse", "learned", "four levels", *MASKS):
         yield (2, "2:4", recipe, 0)
     for seed in (0, 1, 2):
-        yield from ((*cell, recipe, seed) for cell in itertools.product(BITS, PATTERNS) for recipe in ("paper", *OURS))
+        yield from (
+            (*cell, recipe, seed) for cell in itertools.product(BITS, PATTERNS) for recipe in ("paper", "taught")
+        )
 
 
 PLAN = tuple(dict.fromkeys(_plan()))
@@ -95,12 +98,11 @@ def file_name(run):
 
 def compressed(usm, float_model, bits, pattern, recipe, calibration):
     """Return the copy that will be fine-tuned."""
-    convolutions = isinstance(float_model, usm.USMForCTC)  # the blocks of Moonshine have none
-    left_out = {CONVOLUTIONS: (None, None)} if convolutions else {}
+    left_out = {CONVOLUTIONS: (None, None)}
     if bits is None and pattern is None:
-        return usm.compress(float_model, {**left_out, "encoder/": (None, None)})
+        return usm.compress(float_model, {**left_out, ENCODER: (None, None)})
     if pattern and recipe.start != "float":
-        float_model = usm.compress(float_model, {**left_out, "encoder/": (None, pattern)})
+        float_model = usm.compress(float_model, {**left_out, ENCODER: (None, pattern)})
         usm.permute_channels(float_model)
         if recipe.start == "one-shot":
             usm.one_shot(float_model, calibration)
@@ -108,7 +110,7 @@ def compressed(usm, float_model, bits, pattern, recipe, calibration):
     sparsity = pattern and usm.SparsityConfig.resolve(pattern)
     if pattern and recipe.pruning in ("every step", "STEP"):
         sparsity = sparsity.replace(every_step=True, gradient="sr_ste")
-    model = usm.compress(float_model, {**left_out, "encoder/": (quantization, sparsity)})
+    model = usm.compress(float_model, {**left_out, ENCODER: (quantization, sparsity)})
     if pattern and recipe.pruning == "none":
         usm.update_masks(model)  # finds the zeros that one_shot left
         for layer in usm.compressed_layers(model):
@@ -120,7 +122,9 @@ def learner_of(usm, model, float_model, recipe):
     """Return what is compiled and fitted so that the model learns."""
     if recipe.co_train:
         return usm.CoTrainer(model, high_bits=4)
-    return usm.Distiller(model, float_model, kl_weight=recipe.distill) if recipe.distill else model
+    if not recipe.distill:
+        return model
+    return usm.Distiller(model, float_model, kl_weight=recipe.distill, hidden_weight=recipe.hidden)
 
 
 def freeze_step(recipe, steps):

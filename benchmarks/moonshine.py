@@ -2,7 +2,8 @@
 
 The convolutions, whose group norm looks at the whole recording, are a front end of their own, computed once and never
 trained: `SpeechTask.prepare(corpus, frontend=MoonshineFrontend(weights), subsampling=1)`. What is trained and
-compressed are the six Transformer blocks. Weights: `weights_f32.npz`, arrays by the names of the original.
+compressed are the six Transformer blocks and two new Conformer blocks on top, because CTC cannot read the output of
+this encoder, made for a decoder, with a linear head. Weights: `weights_f32.npz`, arrays by the names of the original.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from keras_usm_lite.layers.spec_augment import SpecAugment
 DIM, HEADS, ROTARY, BLOCKS, EPSILON = 288, 8, 32, 6, 1e-5
 KERNELS, STRIDES = (127, 7, 3), (64, 3, 2)
 KINDS = {"kernel": "weight", "gamma": "weight", "bias": "bias", "beta": "bias"}
+TOP = {"dim": 176, "blocks": 2, "num_heads": 4, "kernel_size": 9}  # Conformer blocks between encoder and head
 IMPOSSIBLE = -1e4  # logit of every token but blank on padded frames
 
 
@@ -181,6 +183,36 @@ class MoonshineEncoder(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="moonshine")
+class ConformerTop(layers.Layer):
+    """A projection and two Conformer blocks, `[batch, frames, 288] -> [batch, frames, 176]`."""
+
+    def __init__(self, dropout=0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.dropout = dropout
+        self.narrow = layers.Dense(TOP["dim"], name="narrow")
+        sizes = {"num_heads": TOP["num_heads"], "kernel_size": TOP["kernel_size"], "dropout": dropout}
+        self.blocks = [usm.ConformerBlock(**sizes, name=f"block_{number}") for number in range(TOP["blocks"])]
+
+    def build(self, shape):
+        """Build the projection and the blocks."""
+        self.narrow.build(shape)
+        for block in self.blocks:
+            block.build((*shape[:-1], TOP["dim"]))
+
+    def call(self, x, mask=None, training=None):
+        """Encode further; `mask` marks real frames."""
+        x = self.narrow(x)
+        for block in self.blocks:
+            x = block(x, mask=mask, training=training)
+        return x
+
+    def get_config(self):
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "dropout": self.dropout}
+
+
+@keras.saving.register_keras_serializable(package="moonshine")
 class MoonshineForCTC(keras.Model):
     """`{"features", "lengths"}` of `MoonshineFrontend` to CTC logits; time masks while training, no subsampling."""
 
@@ -189,14 +221,16 @@ class MoonshineForCTC(keras.Model):
         self.vocab_size, self.dropout = vocab_size, dropout
         self.augment = SpecAugment(frequency_masks=0, name="augment")
         self.encoder = MoonshineEncoder(dropout, name="encoder")
+        self.top = ConformerTop(dropout, name="encoder_top")
         self.head = layers.Dense(vocab_size, name="head")
         self.build((None, None, DIM))
 
     def build(self, shape=None):
-        """Build encoder and head."""
+        """Build encoder, top and head."""
         if not self.built:
             self.encoder.build((None, None, DIM))
-            self.head.build((None, None, DIM))
+            self.top.build((None, None, DIM))
+            self.head.build((None, None, TOP["dim"]))
             self.built = True
 
     def call(self, inputs, training=None):
@@ -204,7 +238,8 @@ class MoonshineForCTC(keras.Model):
         features, lengths = inputs["features"], inputs["lengths"]
         mask = frame_mask(lengths, ops.shape(features)[1])
         features = self.augment(features, mask=mask, training=training)
-        logits = self.head(self.encoder(features, lengths=lengths, training=training))
+        encoded = self.encoder(features, lengths=lengths, training=training)
+        logits = self.head(self.top(encoded, mask=mask, training=training))
         blank = ops.cast(ops.arange(self.vocab_size) != 0, logits.dtype) * IMPOSSIBLE
         return ops.where(ops.expand_dims(mask, -1), logits, blank)
 
