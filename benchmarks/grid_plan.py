@@ -20,7 +20,7 @@ class Recipe:
         pruning: "few" magnitude shots in the first third of the training (the paper's way), "one" before its first
             step, "gradual" (structure decay in the first half), "every step" (SR-STE, frozen after two thirds), or
             "none" (masks stay as the start made them).
-        distill: weight of the divergence from the float checkpoint, a mean over frames, beside CTC's sum over them.
+        distill: weight of the divergence from the float checkpoint, a mean over frames, beside CTC's sum.
         hidden: weight of the distance from the float checkpoint's hidden states.
         co_train: train a 4-bit branch with the same latent weights.
     """
@@ -50,11 +50,10 @@ RECIPES = {
     "permuted": Recipe(start="permuted"),
     "compensated": Recipe(scale="mse", start="one-shot", pruning="none"),
     "learned, distilled": Recipe(scale="learned", distill=1.0),
+    "four levels, distilled": Recipe(scale="learned", codebook="midrise", distill=1.0),
+    "one-shot, distilled": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0),
+    "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
-    "taught, hidden": Recipe(distill=100.0, hidden=10.0),
-    "taught, learned": Recipe(scale="learned", distill=100.0),
-    "taught, one-shot": Recipe(scale="learned", start="one-shot", pruning="none", distill=100.0),
-    "taught, four levels": Recipe(scale="learned", codebook="midrise", distill=100.0),
 }
 CONTROL = (None, None, "paper")  # the float model, fine-tuned for as long
 CENTRE = ((4, "2:4"), (2, None), (4, "1:4"), (2, "2:4"), (2, "1:4"))
@@ -63,13 +62,13 @@ MASKS = ("gradual", "SR-STE", "STEP", "permuted", "compensated", "co-trained")  
 
 def _plan():
     """Yield (bits, pattern, recipe, seed), most telling first; a run may be named twice."""
-    yield from ((*CONTROL, seed) for seed in (0, 1, 2))
-    yield (4, "2:4", "taught", 0)
-    yield (4, "2:4", "taught, hidden", 0)
-    yield (4, "2:4", "taught, one-shot", 0)
     for cells in (CENTRE[:3], CENTRE):  # what the targets name comes first
         for seed in (0, 1, 2):
-            yield from ((*cell, "paper", seed) for cell in cells)
+            yield (*CONTROL, seed)
+            yield from ((*cell, recipe, seed) for cell in cells for recipe in ("paper", "distilled"))
+        yield from ((4, "2:4", recipe, 0) for recipe in ("taught", "hidden", "one-shot, distilled"))
+        yield (2, None, "four levels, distilled", 0)
+        yield (4, "1:4", "one-shot, distilled", 0)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
         yield (2, None, recipe, 0)
     for recipe in ("one mask", *MASKS):
@@ -78,7 +77,7 @@ def _plan():
         yield (2, "2:4", recipe, 0)
     for seed in (0, 1, 2):
         yield from (
-            (*cell, recipe, seed) for cell in itertools.product(BITS, PATTERNS) for recipe in ("paper", "taught")
+            (*cell, recipe, seed) for cell in itertools.product(BITS, PATTERNS) for recipe in ("paper", "distilled")
         )
 
 
