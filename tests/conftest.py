@@ -1,11 +1,13 @@
 """Settings and tools for all tests."""
 
 import contextlib
+import gc
 import resource
 
 import pytest
 from hypothesis import settings
 
+gc.set_threshold(200_000, 20, 100)  # a session holds millions of graph nodes; looking through them takes its time
 settings.register_profile("no deadline", deadline=None)  # the first example of a test pays for compiling
 settings.load_profile("no deadline")
 
