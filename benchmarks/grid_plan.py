@@ -5,7 +5,7 @@ import itertools
 
 CONVOLUTIONS, ENCODER = "depthwise|subsampling/conv", "encoder"  # paths; the first stay float
 EPOCHS, LEARNING_RATE = 10, 1e-3
-MOONSHINE_EPOCHS, MOONSHINE_RATE = 4, 2e-4  # eight times the weights, and pre-trained
+MOONSHINE_EPOCHS, MOONSHINE_RATE = 3, 2e-4  # eight times the weights, and pre-trained
 BITS, PATTERNS = (None, 8, 4, 3, 2), (None, "4:8", "2:4", "1:4")
 
 
