@@ -35,7 +35,8 @@ class Distiller(keras.Model):
     Args:
         student: the model to train, built. Output: logits.
         teacher: a built model with the same inputs and tokens; usually the float checkpoint the student started from.
-        kl_weight: weight of the divergence of the posteriors.
+        kl_weight: weight of the divergence of the posteriors, a mean over frames where CTC's loss is a sum; around 1 it
+            guides, around 100 it rules (docs/methods.md has what that costs).
         hidden_weight: weight of the distance between the outputs of each `ConformerBlock` of both models.
         temperature: temperature `T` of the posteriors.
         loss_weight: weight of the compiled loss.
