@@ -55,7 +55,8 @@ def calibration_batch(task, utterances, frames):
     """Return one batch of training features, the recordings nearest to `frames` frames, cut or padded to that."""
     import numpy as np
 
-    nearest = sorted(task.utterances["train"], key=lambda utterance: abs(100 * utterance.duration - frames))
+    rate = round(task.frontend.num_frames(10 * task.frontend.sample_rate) / 10)  # frames a second
+    nearest = sorted(task.utterances["train"], key=lambda utterance: abs(rate * utterance.duration - frames))
     rows = [np.asarray(task.frontend(task.audio(utterance)[None]))[0, :frames] for utterance in nearest[:utterances]]
     features = np.zeros((len(rows), frames, rows[0].shape[1]), np.float32)
     for row, values in zip(features, rows, strict=True):
