@@ -54,6 +54,7 @@ def measured(usm, cells, key, folder, references):
         "bits": key[0], "pattern": key[1], "recipe": key[2], "seeds": [row["seed"] for row in rows],
         "dev_wer": mean([row["dev_wer"] for row in rows]), "bytes": rows[0]["bytes"],
         "test_wer": usm.error_rates(references * len(rows), sum(texts, [])).wer,
+        "test_wer_by_seed": [usm.error_rates(references, heard).wer for heard in texts],
     }  # fmt: skip
     if key != CONTROL:
         change = usm.paired_bootstrap(references, base, texts)
