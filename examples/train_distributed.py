@@ -179,7 +179,7 @@ def make_model(usm, keras, vocab_size, steps, args):
         remat=args.remat,
     )
     optimizer = keras.optimizers.AdamW(usm.warmup_cosine(args.learning_rate, steps), weight_decay=1e-2, beta_2=0.98)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "kernel_scale"])
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "scale_gain"])
     # tf.distribute compiles for TPUs by itself and does not for GPUs, where replicas exchange gradients in the step.
     model.compile(optimizer, keras.losses.CTC(), jit_compile=keras.backend.backend() == "jax")
     return model

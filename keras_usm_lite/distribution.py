@@ -52,7 +52,7 @@ def conformer_layout(mesh, axis="model"):
             f"The mesh has the axes {mesh.axis_names}, none of them is {axis!r}. Name its axis for weights."
         )
     layout = keras.distribution.LayoutMap(mesh)
-    layout[f"{SPLIT_OUTPUTS}/(kernel|mask|kernel_scale|kernel_zero_point)$"] = (None, axis)
+    layout[f"{SPLIT_OUTPUTS}/(kernel|mask|kernel_scale|scale_gain|kernel_zero_point)$"] = (None, axis)
     layout[f"{SPLIT_OUTPUTS}/bias$"] = (axis,)
     layout[f"{SPLIT_INPUTS}/(kernel|mask)$"] = (axis, None)
     return layout

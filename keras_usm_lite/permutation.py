@@ -9,7 +9,7 @@ from keras_usm_lite.layers.light_conv import LightConv
 from keras_usm_lite.layers.relative_attention import RelativeSelfAttention
 from keras_usm_lite.rewrite import layer_path, walk_layers
 
-PER_OUTPUT = ("kernel", "bias", "mask", "kernel_scale", "frozen_scale", "kernel_zero_point", "gamma", "beta")
+PER_OUTPUT = ("kernel", "bias", "mask", "kernel_scale", "scale_gain", "kernel_zero_point", "gamma", "beta")
 PER_INPUT = ("kernel", "input_norm")
 
 

@@ -66,7 +66,7 @@ def compile_ctc(model, learning_rate, steps, warmup=None, weight_decay=1e-2, fre
         optimizer = keras.optimizers.AdamW(schedule, **settings)
     else:
         optimizer = StepAdamW(schedule, freeze_step=freeze_step, **settings)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "kernel_scale"])
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "scale_gain"])
     loss = keras.losses.CTC(reduction="mean_with_sample_weight")
     model.compile(optimizer, loss=loss, jit_compile=_compile_step())
     return model

@@ -22,6 +22,8 @@ from keras_usm_lite.layers.kernel_kinds import fit_problem
 from keras_usm_lite.quantization_config import QuantizationConfig
 from keras_usm_lite.sparsity_config import SparsityConfig
 
+# A learned scale may fall to this share of its estimate. At zero the channel would be lost.
+SMALLEST_GAIN = 1 / 16
 # At this many bits the integer step is below the resolution of float32: the float warm-up of a bit schedule.
 FLOAT_BITS = 24
 
@@ -43,9 +45,9 @@ class CompressedKernel:
     * `mask` `[inputs, outputs]`: 1 kept, 0 pruned. All ones until `update_mask()`.
     * `mask_fade` scalar: what is left of a pruned weight (0, except during mask decay).
     * `bits` scalar: bits in force now (a schedule may start above the configured number).
-    * `kernel_scale`, `kernel_zero_point` `[groups, outputs]`: the stored scale. "mse" and "learned" always use it
-      (a "learned" one is the only trainable variable here); "absmax" and "mean" follow the kernel until frozen.
-    * `frozen_scale`, with a learned scale: its value once it is frozen.
+    * `kernel_scale`, `kernel_zero_point` `[groups, outputs]`: the stored scale. "mse" always uses it, "learned" until
+      frozen `kernel_scale * scale_gain`; "absmax" and "mean" follow the kernel until frozen.
+    * `scale_gain` `[groups, outputs]`, with a learned scale: 1 at first, the only trainable variable here.
     * `scale_frozen` scalar: 1 after `freeze_scale()` or `load_packed`: the stored scale holds whatever the kernel does.
     * `mask_frozen` scalar, with every-step masks: 1 once the mask is to stay.
     * `input_norm` `[inputs]`, with activation-weighted scores, and `input_low`, `input_high`, with static int8
@@ -81,9 +83,9 @@ class CompressedKernel:
         groups = 1 if block_size is None else rows // block_size
         shape = (groups, 1 if self.quantization.per_tensor else columns)
         learned = self.quantization.scale == "learned"
-        self.kernel_scale = self._add_state("kernel_scale", shape, self._initial(0), trainable=learned)
+        self.kernel_scale = self._add_state("kernel_scale", shape, self._initial(0))
         if learned:
-            self.frozen_scale = self._add_state("frozen_scale", shape, "ones")
+            self.scale_gain = self._add_state("scale_gain", shape, "ones", trainable=True)
         if self.quantization.codebook == "asymmetric":
             self.kernel_zero_point = self._add_state("kernel_zero_point", shape, self._initial(1))
 
@@ -96,7 +98,7 @@ class CompressedKernel:
             trainable=trainable,
             autocast=False,
             aggregation="mean" if trainable else "only_first_replica",
-            constraint=_positive if trainable else None,  # a learned scale that crosses zero would flip its channel
+            constraint=_large_enough if trainable else None,
         )
 
     def _initial(self, index):
@@ -208,6 +210,8 @@ class CompressedKernel:
             self.masked_kernel(), mask, method="mse", bits=self.active_bits, **self._scale_layout()
         )
         self.kernel_scale.assign(scale)
+        if self.quantization.scale == "learned":
+            self.scale_gain.assign(ops.ones_like(scale))
         if zero_point is not None:
             self.kernel_zero_point.assign(zero_point)
 
@@ -218,12 +222,9 @@ class CompressedKernel:
 
     def set_frozen_scale(self, scale, zero_point=None):
         """Set the scale (and zero point) and keep them from now on."""
-        scale = ops.convert_to_numpy(scale)  # two variables must not share a buffer on JAX
-        self.kernel_scale.assign(scale)
+        self.kernel_scale.assign(ops.convert_to_numpy(scale))  # two variables must not share a buffer on JAX
         if zero_point is not None:
             self.kernel_zero_point.assign(zero_point)
-        if self.quantization.scale == "learned":  # the optimizer may still move the trained variable
-            self.frozen_scale.assign(scale)
         self.scale_frozen.assign(1.0)
 
     def _refresh_mask_in_step(self):
@@ -301,12 +302,9 @@ class CompressedKernel:
         asymmetric = self.quantization.codebook == "asymmetric"
         stored = ops.convert_to_tensor(self.kernel_scale)
         stored_zero = ops.convert_to_tensor(self.kernel_zero_point) if asymmetric else None
+        frozen = ops.convert_to_tensor(self.scale_frozen) > 0
         if self.quantization.scale == "learned":
-            rows, columns = self.matrix_shape
-            shared = rows * columns // (stored.shape[0] * stored.shape[1])
-            live = scale_gradient(stored, learned_scale_factor(shared, self.bits, self.quantization.codebook))
-            frozen = ops.convert_to_tensor(self.scale_frozen) > 0
-            return ops.where(frozen, ops.convert_to_tensor(self.frozen_scale), live), None
+            return ops.where(frozen, stored, self._learned_scale(stored)), None
         if not self.quantization.live:
             return stored, stored_zero
         if self.quantization.stop_scale_gradient:
@@ -316,8 +314,19 @@ class CompressedKernel:
         live, live_zero = estimate_scale(
             masked, mask, method=self.quantization.scale, bits=bits, **self._scale_layout()
         )
-        frozen = ops.convert_to_tensor(self.scale_frozen) > 0
         return ops.where(frozen, stored, live), ops.where(frozen, stored_zero, live_zero) if asymmetric else None
+
+    def _learned_scale(self, stored):
+        """`stored * scale_gain`; what reaches the gain is LSQ's gradient of the scale.
+
+        Adam moves a variable by about its learning rate, whatever the gradient's size: a scale itself, often near
+        0.001, would jump by its own size in a step or end at zero; a gain near 1 changes by as many per cent as the
+        weights do.
+        """
+        rows, columns = self.matrix_shape
+        shared = rows * columns // (stored.shape[0] * stored.shape[1])
+        factor = learned_scale_factor(shared, self.bits, self.quantization.codebook)
+        return stored * scale_gradient(self.scale_gain, factor / stored)
 
     def _scale_layout(self):
         config = self.quantization
@@ -338,8 +347,8 @@ def compression_config(layer):
     }
 
 
-def _positive(scale):
-    return ops.maximum(scale, keras.config.epsilon())
+def _large_enough(gain):
+    return ops.maximum(gain, SMALLEST_GAIN)
 
 
 def _constant(value):

@@ -163,7 +163,7 @@ def _raised(layer, bits, stays):
     Where the boolean scalar `stays` is true, the values are those the variables have.
     """
     bits = ops.maximum(layer.bits, float(bits))
-    pairs = [(layer.bits, bits), (layer.scale_frozen, 0.0)]
+    pairs = [(layer.bits, bits), (layer.scale_frozen, 0.0 if layer.quantization.live else 1.0)]
     if not layer.quantization.live:
         kernel = ops.stop_gradient(layer.masked_kernel())
         scale, zero_point = estimate_scale(kernel, method="absmax", bits=bits, **layer._scale_layout())

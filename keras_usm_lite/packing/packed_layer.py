@@ -21,7 +21,7 @@ PACKED_VARIABLES = (
     "scale_frozen",
     "kernel_scale",
     "kernel_zero_point",
-    "frozen_scale",
+    "scale_gain",
 )
 
 

@@ -111,15 +111,15 @@ def test_save_and_reload_is_bit_for_bit(tmp_path):
         )
 
 
-def gradients(layer, x):
-    """d sum(y * weights) / d (trainable variables) through one real training step of plain SGD with rate 1."""
+def gradients(layer, x, rate=0.1):
+    """d sum(y * weights) / d (trainable variables) through one real training step of plain SGD."""
     model = keras.Sequential([keras.Input((x.shape[1],)), layer])
     before = [array(v) for v in model.trainable_variables]
-    model.compile(keras.optimizers.SGD(1.0), loss=lambda y_true, y_pred: ops.sum(y_true * y_pred, axis=-1))
+    model.compile(keras.optimizers.SGD(rate), loss=lambda y_true, y_pred: ops.sum(y_true * y_pred, axis=-1))
     target = np.random.default_rng(5).normal(size=(len(x), layer.units)).astype("float32")
     model.train_on_batch(x, target)
     after = [array(v) for v in model.trainable_variables]
-    return target / len(x), [b - a for b, a in zip(before, after, strict=True)]
+    return target / len(x), [(b - a) / rate for b, a in zip(before, after, strict=True)]
 
 
 def test_gradient_of_the_kernel_is_straight_through_with_a_stopped_scale():
@@ -159,6 +159,35 @@ def test_learned_scale_receives_the_lsq_gradient():
     expected = (plain * np.where(inside, codes - ratio, codes)).sum(axis=0, keepdims=True)
     expected /= np.sqrt(16 * 1)  # 16 weights share a scale, and the highest code is 1
     np.testing.assert_allclose(scale_gradient, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_adam_moves_a_learned_scale_by_as_many_per_cent_as_its_rate_and_never_to_zero():
+    layer = built(usm.QuantizationConfig(bits=4, scale="learned"))
+    layer.assign_matrix(array(layer.kernel) * np.logspace(-5, 0, array(layer.kernel).shape[1]))
+    layer.update_scale()
+    model = keras.Sequential([keras.Input((16,)), layer])
+    x = np.random.default_rng(1).normal(size=(8, 16)).astype("float32")
+    y = np.random.default_rng(2).normal(size=(8, layer.units)).astype("float32")
+    for rate, bounds in ((0.01, (0.989, 1.011)), (100.0, (0.0624, None))):
+        model.compile(keras.optimizers.Adam(rate), loss="mse")
+        before = array(layer.quantized_kernel()[1])
+        model.train_on_batch(x, y)
+        ratio = array(layer.quantized_kernel()[1]) / before
+        assert ratio.min() >= bounds[0] and (bounds[1] is None or ratio.max() <= bounds[1])
+        assert np.abs(ratio - 1).max() > 0.9 * min(rate, 0.9)
+
+
+def test_a_learned_scale_starts_anew_when_it_is_estimated_and_rests_when_it_is_frozen():
+    layer = built(usm.QuantizationConfig(bits=4, scale="learned"))
+    estimated = array(layer.quantized_kernel()[1])
+    layer.scale_gain.assign(1.5 * array(layer.scale_gain))
+    np.testing.assert_array_equal(array(layer.quantized_kernel()[1]), np.float32(1.5) * estimated)
+    layer.freeze_scale()
+    layer.scale_gain.assign(3.0 * array(layer.scale_gain))
+    np.testing.assert_array_equal(array(layer.quantized_kernel()[1]), np.float32(1.5) * estimated)
+    layer.scale_frozen.assign(0.0)
+    layer.update_scale()
+    np.testing.assert_array_equal(array(layer.quantized_kernel()[1]), estimated)
 
 
 def test_hard_gradient_of_pruned_weights_is_zero_and_ste_passes():

@@ -28,7 +28,7 @@ def recogniser(quantization="int2", **kwargs):
     model = usm.USMForCTC(VOCAB, quantization=quantization, **{**SIZE, **QUIET, **kwargs})
     draw = np.random.default_rng(0)
     for weight in model.trainable_variables:
-        if weight.name != "kernel_scale":
+        if weight.name != "scale_gain":
             weight.assign(array(weight) + 0.4 * draw.normal(size=weight.shape))
     for layer in usm.compressed_layers(model):
         layer.update_scale()
@@ -138,7 +138,7 @@ def test_a_learned_scale_learns_from_the_low_precision_only():
     for low_weight, learns in ((0.0, False), (0.5, True)):
         student = recogniser(learned)
         moved = steps(compiled(CoTrainer(student, low_weight=low_weight, kl_weight=0.0)))
-        scales = [s for s, v in zip(moved, student.trainable_variables, strict=True) if v.name == "kernel_scale"]
+        scales = [s for s, v in zip(moved, student.trainable_variables, strict=True) if v.name == "scale_gain"]
         assert len(scales) == 11 and any(np.any(scale) for scale in scales) == learns
 
 

@@ -45,7 +45,7 @@ def shaken(model):
     """Give every weight that a training would change a random value, and make the masks."""
     draw = np.random.default_rng(5)
     for weight in model.trainable_variables:
-        if weight.name != "kernel_scale":
+        if weight.name != "scale_gain":
             weight.assign(array(weight) + 0.3 * draw.normal(size=weight.shape))
     usm.update_masks(model)
     return model
