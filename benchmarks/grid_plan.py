@@ -23,6 +23,7 @@ class Recipe:
         distill: weight of the divergence from the float checkpoint, a mean over frames, beside CTC's sum.
         hidden: weight of the distance from the float checkpoint's hidden states.
         co_train: train a 4-bit branch with the same latent weights.
+        rate: share of the peak learning rate.
     """
 
     scale: str = "absmax"
@@ -32,6 +33,7 @@ class Recipe:
     distill: float = 0.0
     hidden: float = 0.0
     co_train: bool = False
+    rate: float = 1.0
 
 
 # "paper" is the paper's way. Those of the second group differ from it in one thing, those of the third combine.
@@ -52,6 +54,7 @@ RECIPES = {
     "learned, distilled": Recipe(scale="learned", distill=1.0),
     "four levels, distilled": Recipe(scale="learned", codebook="midrise", distill=1.0),
     "one-shot, distilled": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0),
+    "gentle": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=0.3),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
 }
@@ -66,7 +69,8 @@ def _plan():
         for seed in (0, 1, 2):
             yield (*CONTROL, seed)
             yield from ((*cell, recipe, seed) for cell in cells for recipe in ("paper", "distilled"))
-        yield from ((4, "2:4", recipe, 0) for recipe in ("taught", "hidden", "one-shot, distilled"))
+        yield from ((4, "2:4", recipe, 0) for recipe in ("taught", "hidden", "one-shot, distilled", "gentle"))
+        yield (None, None, "gentle", 0)  # the same for the float model
         yield (2, None, "four levels, distilled", 0)
         yield (4, "1:4", "one-shot, distilled", 0)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
