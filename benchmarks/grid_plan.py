@@ -71,7 +71,7 @@ def _plan():
             yield from ((*cell, recipe, seed) for cell in cells for recipe in ("paper", "distilled"))
         yield from ((4, "2:4", recipe, 0) for recipe in ("taught", "hidden", "one-shot, distilled", "gentle"))
         yield (None, None, "gentle", 0)  # the same for the float model
-        yield (2, None, "four levels, distilled", 0)
+        yield from ((2, None, recipe, 0) for recipe in ("learned, distilled", "four levels, distilled"))
         yield (4, "1:4", "one-shot, distilled", 0)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
         yield (2, None, recipe, 0)
