@@ -13,9 +13,9 @@ def test_state_is_float32_and_not_trainable_except_a_learned_scale():
     layer = usm.QuantDense(4, config, sparsity="2:4")
     layer.build((None, 8))
     names = {v.name: v for v in layer.variables}
-    assert set(names) == {"kernel", "bias", "mask", "mask_fade", "bits", "scale_frozen", "kernel_scale", "frozen_scale"}
+    assert set(names) == {"kernel", "bias", "mask", "mask_fade", "bits", "scale_frozen", "kernel_scale", "scale_gain"}
     assert {v.dtype for v in layer.variables} == {"float32"}
-    assert {v.name for v in layer.trainable_variables} == {"kernel", "bias", "kernel_scale"}
+    assert {v.name for v in layer.trainable_variables} == {"kernel", "bias", "scale_gain"}
 
 
 def test_a_new_mask_refreshes_an_mse_scale_over_the_survivors_only():
@@ -50,14 +50,14 @@ def test_a_frozen_scale_holds_whatever_happens_to_the_kernel(estimator, codebook
     layer.update_mask()
     layer.update_scale()
     if estimator == "learned":
-        layer.kernel_scale.assign(3.0 * layer.kernel_scale)  # an optimizer goes on moving it
+        layer.scale_gain.assign(3.0 * layer.scale_gain)  # an optimizer goes on moving it
     np.testing.assert_array_equal(ops.convert_to_numpy(layer.quantized_kernel()[1]), before[1])
 
 
 def test_a_learned_scale_stays_positive_and_a_layer_without_scale_has_nothing_to_freeze():
     layer = usm.QuantDense(2, usm.QuantizationConfig(2, scale="learned"))
     layer.build((None, 8))
-    assert np.all(ops.convert_to_numpy(layer.kernel_scale.constraint(-layer.kernel_scale)) > 0)
+    assert np.all(ops.convert_to_numpy(layer.scale_gain.constraint(-layer.scale_gain)) > 0)
     usm.NMSparseDense(2, "2:4").freeze_scale()
 
 
