@@ -319,9 +319,8 @@ class CompressedKernel:
     def _learned_scale(self, stored):
         """`stored * scale_gain`; what reaches the gain is LSQ's gradient of the scale.
 
-        Adam moves a variable by about its learning rate, whatever the gradient's size: a scale itself, often near
-        0.001, would jump by its own size in a step or end at zero; a gain near 1 changes by as many per cent as the
-        weights do.
+        Adam moves a variable by about its learning rate, whatever its size and the gradient's: a small scale would leap,
+        or end at zero and lose its channel. A gain, 1 at first, changes by as many per cent as the rate.
         """
         rows, columns = self.matrix_shape
         shared = rows * columns // (stored.shape[0] * stored.shape[1])
