@@ -26,7 +26,8 @@ class QuantizationConfig:
             absmax reaches the highest code first), "midrise" (the four levels -1.5, -0.5, 0.5, 1.5; at most 4 bits),
             "asymmetric" (with an integer zero point).
         scale: "absmax" (recomputed from the kernel in every step; at one bit it is "mean", recomputed likewise), "mse"
-            (least squared error; stored, refreshed by `layer.update_scale()`), "learned" (stored and trained, LSQ).
+            (least squared error; stored, refreshed by `layer.update_scale()`), "learned" (LSQ: an
+            estimate, stored, times a gain that is trained).
             `layer.freeze_scale()` stops any of them.
         per_tensor: one scale for the whole kernel instead of one per output channel.
         block_size: one scale per this many inputs of a channel (sub-channel quantization); None for whole channels.

@@ -319,8 +319,8 @@ class CompressedKernel:
     def _learned_scale(self, stored):
         """`stored * scale_gain`; what reaches the gain is LSQ's gradient of the scale.
 
-        Adam moves a variable by about its learning rate, whatever its size and the gradient's: a small scale would leap,
-        or end at zero and lose its channel. A gain, 1 at first, changes by as many per cent as the rate.
+        Adam moves a variable by about its learning rate, whatever its size and the gradient's: a small scale would
+        leap, or end at zero and lose its channel. A gain, 1 at first, changes by as many per cent as the rate.
         """
         rows, columns = self.matrix_shape
         shared = rows * columns // (stored.shape[0] * stored.shape[1])
