@@ -72,7 +72,7 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
     task, epochs, rate = prepare(usm, args, seed)
     rate *= recipe.rate
     float_model = usm.load_packed(args.float_model)
-    calibration = calibration_batch(task, 128, 300) if recipe.start == "one-shot" else None
+    calibration = calibration_batch(task, 128, 300) if recipe.start in ("one-shot", "rounded") else None
     model = compressed(usm, float_model, bits, pattern, recipe, calibration)
     batches = task.batches["train"]
     steps = epochs * len(batches)

@@ -15,8 +15,8 @@ class Recipe:
 
     Attributes:
         scale, codebook: of `QuantizationConfig`.
-        start: of sparse copies: "float" weights; those "permuted" by `permute_channels`; or "one-shot": permuted, then
-            pruned with compensation by `one_shot`.
+        start: "float" weights; for sparse copies also those "permuted" by `permute_channels`, or "one-shot": permuted,
+            then pruned with compensation by `one_shot`; "rounded": that, and rounded in the same pass.
         pruning: "few" magnitude shots in the first third of the training (the paper's way), "one" before its first
             step, "gradual" (structure decay in the first half), "every step" (SR-STE, frozen after two thirds), or
             "none" (masks stay as the start made them).
@@ -55,6 +55,8 @@ RECIPES = {
     "four levels, distilled": Recipe(scale="learned", codebook="midrise", distill=1.0),
     "one-shot, distilled": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0),
     "gentle": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=0.3),
+    "gentle, rounded": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0, rate=0.3),
+    "gentle, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=0.3),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
 }
@@ -69,8 +71,14 @@ def _plan():
         for seed in (0, 1, 2):
             yield (*CONTROL, seed)
             yield from ((*cell, recipe, seed) for cell in cells for recipe in ("paper", "distilled"))
-        yield from ((4, "2:4", recipe, 0) for recipe in ("taught", "hidden", "one-shot, distilled", "gentle"))
-        yield (None, None, "gentle", 0)  # the same for the float model
+        yield from ((4, "2:4", recipe, 0) for recipe in ("taught", "hidden", "one-shot, distilled"))
+        yield from ((None, None, "gentle", seed) for seed in (0, 1, 2))  # the partner of the others
+        yield from (
+            (*cell, recipe, seed)
+            for recipe in ("gentle", "gentle, rounded", "gentle, four levels")
+            for seed in (0, 1, 2)
+            for cell in cells
+        )
         yield from ((2, None, recipe, 0) for recipe in ("learned, distilled", "four levels, distilled"))
         yield (4, "1:4", "one-shot, distilled", 0)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
@@ -109,13 +117,18 @@ def compressed(usm, float_model, bits, pattern, recipe, calibration):
         usm.permute_channels(float_model)
         if recipe.start == "one-shot":
             usm.one_shot(float_model, calibration)
+    if recipe.start == "rounded":
+        grid = bits and usm.QuantizationConfig(bits, scale="mse", codebook=recipe.codebook)
+        float_model = usm.compress(float_model, {**left_out, ENCODER: (grid, pattern)})
+        usm.one_shot(float_model, calibration)
     quantization = bits and usm.QuantizationConfig(bits, scale=recipe.scale, codebook=recipe.codebook)
     sparsity = pattern and usm.SparsityConfig.resolve(pattern)
     if pattern and recipe.pruning in ("every step", "STEP"):
         sparsity = sparsity.replace(every_step=True, gradient="sr_ste")
     model = usm.compress(float_model, {**left_out, ENCODER: (quantization, sparsity)})
-    if pattern and recipe.pruning == "none":
-        usm.update_masks(model)  # finds the zeros that one_shot left
+    if recipe.pruning == "none":
+        if pattern:
+            usm.update_masks(model)  # finds the zeros that one_shot left
         for layer in usm.compressed_layers(model):
             layer.update_scale()  # of the survivors
     return model
