@@ -7,6 +7,7 @@ from keras import ops
 from keras_usm_lite.core.best_rq import masked_cross_entropy, nearest_codes, span_mask, stack_frames
 from keras_usm_lite.layers.masking import frame_mask, zero_padding
 from keras_usm_lite.models.distiller import serialize_model
+from keras_usm_lite.models.replicas import replica_share
 
 SUBSAMPLING = 4  # frames of the features per frame of `USMEncoder`
 NOISE = 0.1  # standard deviation of what hidden frames are replaced by
@@ -125,7 +126,8 @@ class BestRQ(keras.Model):
         codes = self.targets(x)
         hits = ops.mean(ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), codes), "float32"), axis=-1)
         self._accuracy.update_state(hits, sample_weight=weights)
-        return masked_cross_entropy(codes, logits, weights) + sum(ops.sum(loss) for loss in self.losses)
+        own = sum(ops.sum(loss) for loss in self.losses)
+        return replica_share() * (masked_cross_entropy(codes, logits, weights) + own)
 
     def get_config(self):
         """Return the constructor's arguments, the encoder serialised."""

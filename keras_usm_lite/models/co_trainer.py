@@ -9,6 +9,7 @@ from keras_usm_lite.core.distillation import posterior_kl
 from keras_usm_lite.core.scales import estimate_scale
 from keras_usm_lite.layers.compressed_kernel import FLOAT_BITS
 from keras_usm_lite.models.distiller import frame_weights, serialize_model
+from keras_usm_lite.models.replicas import replica_share
 
 LOW_SHARE = (0.2, 0.9)  # how likely the first and the last layer are low-bit in the stochastic branch
 
@@ -103,7 +104,7 @@ class CoTrainer(keras.Model):
         kl = posterior_kl(target, y_pred[0], weights=frame_weights(target, sample_weight))
         for tracker, term in zip(self._trackers, (low, high, kl, *mixed), strict=False):  # no mixed in evaluation
             tracker.update_state(term, sample_weight=ops.shape(target)[0])
-        return own + high + self.low_weight * (low + sum(mixed)) + self.kl_weight * kl
+        return replica_share() * (own + high + self.low_weight * (low + sum(mixed)) + self.kl_weight * kl)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Give the logits at low precision to the compiled metrics."""
@@ -115,7 +116,7 @@ class CoTrainer(keras.Model):
         return sum(ops.sum(loss) for loss in self.losses)
 
     def _compiled_loss(self, x, y, logits, sample_weight, training):
-        return super().compute_loss(x, y, logits, sample_weight, training) - self._own_loss()
+        return super().compute_loss(x, y, logits, sample_weight, training) / replica_share() - self._own_loss()
 
     def _at_high_bits(self, inputs, training, low_layers=None):
         """Call the student with raised layers, changing no variable: not its bits, nor its random seeds.

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_usm_lite.core.distillation import hidden_mse, posterior_kl
 from keras_usm_lite.layers.conformer_block import ConformerBlock
+from keras_usm_lite.models.replicas import replica_share
 from keras_usm_lite.models.usm_for_ctc import IMPOSSIBLE
 from keras_usm_lite.rewrite import walk_layers
 
@@ -100,8 +101,9 @@ class Distiller(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the weighted sum of the losses and keep track of each."""
         logits, hidden = y_pred if isinstance(y_pred, (tuple, list)) else (y_pred, None)
+        share = replica_share()
         own = sum(ops.sum(loss) for loss in self.losses)  # of the student's layers; weighted with one
-        terms = [super().compute_loss(x, y, logits, sample_weight, training) - own]
+        terms = [super().compute_loss(x, y, logits, sample_weight, training) / share - own]
         teacher_logits, teacher_hidden = self._forward(self.teacher, x, training=False)
         teacher_logits = ops.stop_gradient(teacher_logits)
         weights = frame_weights(teacher_logits, sample_weight)
@@ -115,7 +117,7 @@ class Distiller(keras.Model):
         for tracker, term in zip(self._trackers, terms, strict=True):
             tracker.update_state(term, sample_weight=ops.shape(logits)[0])
         factors = (self.loss_weight, self.kl_weight, self.hidden_weight)
-        return own + sum(factor * term for factor, term in zip(factors, terms, strict=False))
+        return share * (own + sum(factor * term for factor, term in zip(factors, terms, strict=False)))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Give the student's logits to the compiled metrics."""
