@@ -36,7 +36,9 @@ def batches(labels=((1, 2),) * 8, frames=None, **options):
 def recogniser():
     keras.utils.set_random_seed(0)
     model = usm.USMForCTC(3, quantization="int4", sparsity="2:4", **TINY)
-    return usm.compile_ctc(model, 1e-3, steps=EPOCHS * STEPS, warmup=0.0)
+    usm.compile_ctc(model, 1e-3, steps=EPOCHS * STEPS, warmup=0.0)
+    model.run_eagerly = keras.backend.backend() == "tensorflow"  # tracing takes longer than these few steps
+    return model
 
 
 def fit(model, *callbacks, train=None, **options):

@@ -15,7 +15,8 @@ LENGTHS = np.array([40, 29, 22, 0], "int32")
 REAL = np.arange(10) < -(-LENGTHS[:, None] // 4)  # [batch, frames]: what is not padding
 LABELS = np.array([[1, 2, 3, 3], [4, 4, 0, 0], [6, 5, 0, 0], [0, 0, 0, 0]], "int32")
 WEIGHTS = np.array([1, 1, 1, 0], "float32")
-JIT = keras.backend.backend() == "jax"  # compiling would take most of the time of these tests
+JIT = keras.backend.backend() == "jax"  # elsewhere compiling and tracing would take most of the time of these tests
+EAGER = keras.backend.backend() == "tensorflow"
 SEEDED_DROPOUT = keras.backend.backend() != "torch"  # there Keras' dropout draws from PyTorch's own generator
 
 
@@ -50,7 +51,12 @@ def batch():
 
 def compiled(model, optimizer=None, jit_compile=JIT):
     loss = keras.losses.CTC(reduction="sum")
-    model.compile(optimizer or keras.optimizers.SGD(0.01), loss=loss, jit_compile=jit_compile)
+    model.compile(
+        optimizer or keras.optimizers.SGD(0.01),
+        loss=loss,
+        jit_compile=jit_compile,
+        run_eagerly=EAGER and not jit_compile,
+    )
     return model
 
 
