@@ -20,7 +20,8 @@ class NMPruning(StepCallback):
       `beta_t = 1 - t / decay_steps` or `exp(-5 t / decay_steps)`, `t` steps after the first mask. Their gradient fades
       alike with `SparsityConfig(gradient="hard")`, and is full, as in the source, with "ste". After `decay_steps` they
       are zero.
-    * Layers with `SparsityConfig(every_step=True)` make their own masks in every step; `freeze_step` ends that.
+    * Layers with `SparsityConfig(every_step=True)` make their own masks in every step, from `start_step` on;
+      `freeze_step` ends that.
 
     All state is in the layers and in the optimizer's step count, so an interrupted training continues with the same
     masks.
@@ -76,6 +77,12 @@ class NMPruning(StepCallback):
         if schedule is not None and shots != Shots():
             raise ValueError("schedule replaces start_step, num_shots, interval and gradual; leave those out.")
         self.shots = shots if schedule is None else TfmotSchedule(schedule)
+        first = self.shots.first
+        if freeze_step is not None and 0 < first >= freeze_step:
+            raise ValueError(
+                f"freeze_step={freeze_step} comes before any mask: the first is made at start_step={first}. Choose a "
+                "later freeze_step, or an earlier start."
+            )
         self.decay = decay
         self.decay_steps = decay_steps
         self.freeze_step = freeze_step
@@ -85,12 +92,14 @@ class NMPruning(StepCallback):
         layers = [layer for layer in compressed_layers(self.model) if layer.sparsity is not None]
         self._own_masks = [layer for layer in layers if layer.sparsity.every_step]
         self._layers = [layer for layer in layers if not layer.sparsity.every_step]
-        if not self._layers and (self.freeze_step is None or not self._own_masks):
+        idle = self.freeze_step is None and not self.shots.first
+        if not self._layers and (idle or not self._own_masks):
             raise ValueError(
                 "NMPruning found no layer whose mask it could make. Give layers sparsity='2:4' (or use usm.compress), "
-                "or drop the callback; layers with every_step=True need it for freeze_step only."
+                "or drop the callback; layers with every_step=True need it for start_step and freeze_step only."
             )
-        self._done, self._frozen, self._fading = None, False, True
+        self._done, self._fading = None, True
+        self._frozen = None if self.shots.first else False  # unknown: a training that continues may be past the start
 
     def on_step(self, step):
         """Make the masks if one is due, or was due before this training began; let pruned weights fade."""
@@ -117,12 +126,14 @@ class NMPruning(StepCallback):
             layer.mask_fade.assign(fade(self.decay, passed, self.decay_steps))
 
     def _freeze(self, step):
-        if self.freeze_step is None or self._frozen or step < self.freeze_step:
+        """Let every-step layers keep the masks they have, before the first step of masks and after the last."""
+        frozen = step < self.shots.first or (self.freeze_step is not None and step >= self.freeze_step)
+        if frozen == self._frozen:
             return
-        self._frozen = True
+        self._frozen = frozen
         self.synchronize()
         for layer in self._own_masks:
-            layer.mask_frozen.assign(1.0)
+            layer.mask_frozen.assign(float(frozen))
 
     def on_train_end(self, logs=None):
         """Warn if the training ended before the masks were made, or while pruned weights were still fading."""
@@ -135,7 +146,7 @@ class NMPruning(StepCallback):
             )
 
     def _warn_of_missing_masks(self):
-        denser = [layer for layer in self._layers if not layer.mask_made]
+        denser = [layer for layer in self._layers + self._own_masks if not layer.mask_made]
         if denser:
             warnings.warn(
                 f"The training ended with {len(denser)} masks denser than their N:M, such as that of "

@@ -117,12 +117,12 @@ def test_accumulated_gradients_do_not_repeat_a_shot():
     assert seen.kept() == [3, 3, 3, 2, 2, 2] + [1] * 10
 
 
-def test_layers_that_make_their_own_masks_are_left_alone():
+def test_layers_that_make_their_own_masks_begin_with_the_first_shot():
     keras.utils.set_random_seed(0)
     own = usm.QuantDense(UNITS, None, sparsity=usm.SparsityConfig(every_step=True), name="own")
     model = keras.Sequential([keras.Input((UNITS,)), own, usm.NMSparseDense(3, "1:4", name="ours")])
     seen = trained(NMPruning(start_step=4), compiled(model))
-    assert seen.kept(layer=0) == [4] + [2] * 7
+    assert seen.kept(layer=0) == [4] * 5 + [2] * 3  # seen before each step, in which the mask is made
     assert seen.kept(layer=1) == [4] * 4 + [1] * 4
 
 
@@ -170,6 +170,15 @@ def test_a_training_that_ends_before_the_weights_have_faded_warns():
 def test_a_training_that_ends_before_the_last_mask_warns(late):
     with pytest.warns(UserWarning, match=r"masks denser than their N:M, such as that of '.*' \(1:4\). Train for more"):
         trained(NMPruning(**late), compiled(network(usm.SparsityConfig(1, 4))))
+
+
+def test_every_step_masks_begin_where_the_second_moment_is_frozen_also_in_a_training_that_continues():
+    model = compiled(network(usm.SparsityConfig(1, 4, gradient="sr_ste", every_step=True)))
+    with pytest.warns(UserWarning, match="masks denser than their N:M"):
+        seen = trained(NMPruning(start_step=8, freeze_step=10), model)
+    assert seen.kept() == [4] * 8 and np.all(array(model.layers[0].mask) == 1)
+    seen = trained(NMPruning(start_step=8, freeze_step=10), model)
+    assert seen.kept() == [4] + [1] * 7 and seen.masks[2][0].tolist() == seen.masks[7][0].tolist()
 
 
 def test_every_step_masks_stay_from_the_freeze_step_on():
@@ -279,6 +288,7 @@ def test_a_model_without_sparse_layers_is_refused_before_training():
         ({"decay": "cosine"}, "decay='cosine' is not known; choose one of"),
         ({"decay": "linear"}, "decay_steps must be an integer of at least 1, got 0"),
         ({"freeze_step": -1}, "freeze_step must be an integer of at least 0, got -1"),
+        ({"start_step": 3, "freeze_step": 3}, "freeze_step=3 comes before any mask: the first is made at start_step=3"),
         ({"schedule": LinearPruning(), "num_shots": 2}, "schedule replaces start_step, num_shots"),
         ({"schedule": 0.5}, r"is not a tfmot pruning schedule: it lacks \['begin_step'"),
     ],
