@@ -73,13 +73,11 @@ def _settle(layer, tokens, damping):
         raise ValueError(
             f"Layer {layer_path(layer)!r} is in a float warm-up. Finish the QuantizationSchedule, or compress anew."
         )
-    if layer.sparsity is not None:
-        layer.update_mask()
-    if layer.quantization is not None:
-        layer.update_scale()
-        layer.freeze_scale()
     before = ops.convert_to_numpy(layer.kernel_matrix()).astype(np.float64)
     if tokens is None:
+        if layer.sparsity is not None:
+            layer.update_mask()
+        _fix_scale(layer)
         return float(np.sum((before - ops.convert_to_numpy(layer.effective_kernel())) ** 2) / np.sum(before**2))
     if len(tokens) < 2 or not np.isfinite(tokens).all():
         raise ValueError(
@@ -87,13 +85,28 @@ def _settle(layer, tokens, damping):
         )
     tokens = tokens.astype(np.float64)
     moment = tokens.T @ tokens / len(tokens)
+    if layer.sparsity is not None:  # survivors grow: the scale that fits them is known when they are
+        _choose(layer, before, moment, damping)
+    _fix_scale(layer)
+    if layer.quantization is not None:
+        _choose(layer, before, moment, damping, _rounding(layer))
+    change = ops.convert_to_numpy(layer.effective_kernel()) - before
+    return float(np.sum(change * (moment @ change)) / max(np.sum(before * (moment @ before)), 1e-30))
+
+
+def _choose(layer, kernel, moment, damping, rounded=None):
+    """Set mask and latent kernel to those that change the outputs least."""
     pattern = {} if layer.sparsity is None else {"n": layer.sparsity.n, "m": layer.sparsity.m}
-    mask, weights = optimal_brain_surgeon(before, moment, rounded=_rounding(layer), damping=damping, **pattern)
+    mask, weights = optimal_brain_surgeon(kernel, moment, rounded=rounded, damping=damping, **pattern)
     if layer.sparsity is not None:
         layer.mask.assign(mask)
     layer.assign_matrix(weights)
-    change = ops.convert_to_numpy(layer.effective_kernel()) - before
-    return float(np.sum(change * (moment @ change)) / max(np.sum(before * (moment @ before)), 1e-30))
+
+
+def _fix_scale(layer):
+    if layer.quantization is not None:
+        layer.update_scale()
+        layer.freeze_scale()
 
 
 def _rounding(layer):

@@ -66,6 +66,17 @@ def test_the_chosen_weights_lie_on_the_grid_and_obey_the_pattern(quantization, s
     np.testing.assert_array_equal(array(loaded(HELD_OUT)), array(small(HELD_OUT)))
 
 
+@pytest.mark.parametrize("scale", ["absmax", "mse"])
+def test_a_survivor_that_outgrows_its_kernel_is_not_clipped(scale):
+    """Both inputs are always equal, so one weight does the work of 1.0 and 0.9; no weight of the kernel is 1.9."""
+    layer = usm.QuantDense(1, usm.QuantizationConfig(8, scale=scale), sparsity="1:2", use_bias=False)
+    model = keras.Sequential([keras.Input((2,)), layer])
+    layer.kernel.assign([[1.0], [0.9]])
+    inputs = np.repeat(np.random.default_rng(0).normal(size=(64, 1)), 2, axis=1).astype("float32")
+    usm.one_shot(model, inputs, damping=1e-4)
+    assert float(ops.sum(layer.effective_kernel())) == pytest.approx(1.9, rel=0.01)
+
+
 def test_later_layers_make_up_for_the_errors_of_earlier_ones():
     """Layers are settled in order, each on the inputs that the compressed layers before it produce."""
     small = usm.compress(network(), {".": (None, "1:4")})
