@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 
@@ -30,8 +31,8 @@ from grid_plan import (
     file_name,
     freeze_step,
     learner_of,
-    pruning_callbacks,
     run_name,
+    schedules,
 )
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -81,7 +82,7 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
     path = os.path.join(folder, file_name(run))
     usm.fit_ctc(
         learner, batches, task.batches["dev"], task.tokenizer, epochs,
-        callbacks=pruning_callbacks(usm, recipe, pattern, steps), backup_dir=f"{path}.backup", verbose=2,
+        callbacks=schedules(usm, recipe, bits, pattern, epochs, len(batches)), backup_dir=f"{path}.backup", verbose=2,
     )  # fmt: skip
     model.save(f"{path}.keras")
     dev, sizes = keep_outcome(usm, task, model, path, os.path.join(RESULTS, f"grid_{task.corpus.name}"))
@@ -199,6 +200,8 @@ def main():
         row = train(usm, keras, args, folder, *run)
         with open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
+        # A finished backup would be taken for the same run made again, whatever has changed since.
+        shutil.rmtree(os.path.join(folder, f"{file_name(row['run'])}.backup"))
         print(f"== {row['run']}: dev WER {row['dev_wer']:.2%}, {row['minutes']} min", flush=True)
         keras.utils.clear_session()
 

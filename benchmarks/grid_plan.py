@@ -22,7 +22,7 @@ class Recipe:
             "none" (masks stay as the start made them).
         distill: weight of the divergence from the float checkpoint, a mean over frames, beside CTC's sum.
         hidden: weight of the distance from the float checkpoint's hidden states.
-        co_train: train a 4-bit branch with the same latent weights.
+        co_train: train a branch of 4 bits (8, if the copy has 4) with the same latent weights.
         rate: share of the peak learning rate.
     """
 
@@ -127,9 +127,11 @@ def compressed(usm, float_model, bits, pattern, recipe, calibration):
         sparsity = sparsity.replace(every_step=True, gradient="sr_ste")
     model = usm.compress(float_model, {**left_out, ENCODER: (quantization, sparsity)})
     if recipe.pruning == "none":
-        if pattern:
-            usm.update_masks(model)  # finds the zeros that one_shot left
-        for layer in usm.compressed_layers(model):
+        for layer, settled in zip(
+            usm.compressed_layers(model), usm.compressed_layers(float_model), strict=bool(pattern)
+        ):
+            if pattern:
+                layer.mask.assign(settled.mask)
             layer.update_scale()  # of the survivors
     return model
 
@@ -137,7 +139,8 @@ def compressed(usm, float_model, bits, pattern, recipe, calibration):
 def learner_of(usm, model, float_model, recipe):
     """Return what is compiled and fitted so that the model learns."""
     if recipe.co_train:
-        return usm.CoTrainer(model, high_bits=4)
+        bits = min(layer.active_bits for layer in usm.compressed_layers(model))
+        return usm.CoTrainer(model, high_bits=4 if bits < 4 else 8)
     if not recipe.distill:
         return model
     return usm.Distiller(model, float_model, kl_weight=recipe.distill, hidden_weight=recipe.hidden)
@@ -148,15 +151,18 @@ def freeze_step(recipe, steps):
     return steps // 3 if recipe.pruning == "STEP" else None
 
 
-def pruning_callbacks(usm, recipe, pattern, steps):
-    """Return what makes the masks while training."""
-    if pattern is None or recipe.pruning == "none":
-        return []
-    schedules = {
-        "one": {},
-        "few": {"num_shots": 5, "interval": max(steps // 15, 1)},
-        "gradual": {"num_shots": 5, "interval": max(steps // 10, 1), "gradual": True},
-        "every step": {"freeze_step": 2 * steps // 3},
-        "STEP": {"start_step": steps // 3, "freeze_step": 2 * steps // 3},
-    }
-    return [usm.callbacks.NMPruning(**schedules[recipe.pruning])]
+def schedules(usm, recipe, bits, pattern, epochs, epoch_steps):
+    """Return what makes masks, and what estimates "mse" scales anew in every epoch, while training."""
+    callbacks, steps = [], epochs * epoch_steps
+    if pattern and recipe.pruning != "none":
+        arguments = {
+            "one": {},
+            "few": {"num_shots": 5, "interval": max(steps // 15, 1)},
+            "gradual": {"num_shots": 5, "interval": max(steps // 10, 1), "gradual": True},
+            "every step": {"freeze_step": 2 * steps // 3},
+            "STEP": {"start_step": steps // 3, "freeze_step": 2 * steps // 3},
+        }
+        callbacks.append(usm.callbacks.NMPruning(**arguments[recipe.pruning]))
+    if bits and recipe.scale == "mse":
+        callbacks.append(usm.callbacks.QuantizationSchedule([(0, bits)], scale_interval=epoch_steps))
+    return callbacks

@@ -15,6 +15,7 @@ from grid import RESULTS, ROOT, read_rows
 from grid_plan import BITS, CONTROL, PATTERNS, file_name, run_name
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+GENTLE_CONTROL = (None, None, "gentle")
 ABLATED = ((2, None), (4, "1:4"), (2, "2:4"), (4, "2:4"))  # the hard points, and the paper's own
 
 
@@ -39,26 +40,45 @@ def by_cell(rows):
     return cells
 
 
+def control_of(row):
+    """Return the float runs that a run is compared with: those of the same peak learning rate, same seeds."""
+    gentle = row["bits"] is not None and row["recipe"].get("rate", 1.0) < 1.0
+    return GENTLE_CONTROL if gentle else CONTROL
+
+
 def mean(values):
     """The mean of a list."""
     return sum(values) / len(values)
 
 
 def measured(usm, cells, key, folder, references):
-    """Return one cell under one recipe: error rates, change against the controls of the same seeds, sizes."""
-    controls = {row["seed"] for row in cells[CONTROL]}
+    """Return one cell under one recipe: error rates, change against its control of the same seeds, sizes; or None."""
+    control = control_of(cells[key][0])
+    controls = {row["seed"] for row in cells.get(control, [])}
     rows = [row for row in cells[key] if row["seed"] in controls]
+    if not rows:
+        return None
     texts = [read_texts(folder, row["run"]) for row in rows]
-    base = [read_texts(folder, run_name(*CONTROL, row["seed"])) for row in rows]
     found = {
-        "bits": key[0], "pattern": key[1], "recipe": key[2], "seeds": [row["seed"] for row in rows],
-        "dev_wer": mean([row["dev_wer"] for row in rows]), "bytes": rows[0]["bytes"],
+        "bits": key[0],
+        "pattern": key[1],
+        "recipe": key[2],
+        "seeds": [row["seed"] for row in rows],
+        "dev_wer": mean([row["dev_wer"] for row in rows]),
+        "bytes": rows[0]["bytes"],
         "test_wer": usm.error_rates(references * len(rows), sum(texts, [])).wer,
         "test_wer_by_seed": [usm.error_rates(references, heard).wer for heard in texts],
-    }  # fmt: skip
+    }
+
+    def change(base):
+        heard = [read_texts(folder, run_name(*base, row["seed"])) for row in rows]
+        result = usm.paired_bootstrap(references, heard, texts)
+        return {"control": base[2], "relative_change": result.relative_change, "interval": [result.low, result.high]}
+
     if key != CONTROL:
-        change = usm.paired_bootstrap(references, base, texts)
-        found |= {"relative_change": change.relative_change, "interval": [change.low, change.high]}
+        found |= change(control)
+    if control != CONTROL:
+        found["full_rate"] = change(CONTROL)
     return found
 
 
@@ -77,6 +97,7 @@ def grid_table(usm, cells, folder, references, untrained):
         for pattern in PATTERNS:
             keys = {"paper": (bits, pattern, "paper"), "ours": best_recipe(cells, bits, pattern)}
             ways = {way: measured(usm, cells, key, folder, references) for way, key in keys.items() if cells.get(key)}
+            ways = {way: found for way, found in ways.items() if found}
             if ways or (bits, pattern) in untrained:
                 table.append({"bits": bits, "pattern": pattern, "untrained": untrained.get((bits, pattern)), **ways})
     return table
@@ -100,13 +121,20 @@ def cell_name(cell):
     return f"{width} {cell['pattern'] or 'dense'}"
 
 
+def described_change(change):
+    """A relative change with its interval."""
+    return "{:+.1%} ({:+.1%} to {:+.1%})".format(change["relative_change"], *change["interval"])
+
+
 def describe(way):
     """Error rate, change with its interval, and seeds of one way, as a cell of a table."""
     if way is None:
         return "-"
     text = f"{way['test_wer']:.2%}"
     if "interval" in way:
-        text += ", {:+.1%} ({:+.1%} to {:+.1%})".format(way["relative_change"], *way["interval"])
+        text += f", {described_change(way)}"
+    if "full_rate" in way:
+        text += f" [{described_change(way['full_rate'])}]"
     return text + f", {len(way['seeds'])} seed{'s' if len(way['seeds']) > 1 else ''}"
 
 
@@ -116,9 +144,9 @@ def grid_markdown(corpus, table, epochs):
         f"## Grid, {corpus}",
         "",
         f"Test WER. Fine-tuned: {epochs} epochs; change relative to the float model fine-tuned for as long with the "
-        "same seeds, 95 % interval of 10,000 paired draws. Error rates: of the archive. Bytes: whole files, of "
-        '"ours" where there is one; per cent of FP32. "Ours" is the recipe that is best on dev, of those with the most '
-        "seeds.",
+        'same seeds and peak rate ("gentle" recipes: with "gentle"; in brackets with the full rate), 95 % interval of '
+        '10,000 paired draws. Error rates: of the archive. Bytes: whole files, of "ours" where there is one; per cent '
+        'of FP32. "Ours" is the recipe other than the paper\'s that is best on dev, of those with the most seeds.',
         "",
         "| | absmax, untrained | best untrained | the paper's way | ours | recipe | packed | archive | .tflite |",
         "|---|--:|--:|---|---|---|--:|--:|--:|",
