@@ -160,6 +160,7 @@ def main():
                 continue
             print(f"{bits or 'float'} {pattern or 'dense'}", flush=True)
             content["cells"].append(measure(usm, task, float_model, float_texts, bits, pattern, calibration))
+            content["cells"].sort(key=lambda cell: (BITS.index(cell["bits"]), PATTERNS.index(cell["pattern"])))
             with replacing(path) as temporary:
                 with open(temporary, "w") as file:
                     json.dump(content, file, indent=1)
