@@ -90,6 +90,10 @@ class RotaryAttention(layers.Layer):
         heard = ops.einsum("bhqk,bkhd->bqhd", ops.softmax(scores), value)
         return self.o_proj(ops.reshape(heard, (-1, frames, DIM)))
 
+    def free_channels(self):
+        """The value channels of each head, for `permute_channels`."""
+        return self.o_proj, HEADS, [self.v_proj]
+
 
 def turned(heads):
     """Rotary positions: neighbouring pairs `(2 i, 2 i + 1)` turned by `frame / 10000^(2 i / 32)`."""
@@ -119,6 +123,10 @@ class FeedForward(layers.Layer):
     def call(self, inputs):
         """Two projections."""
         return self.fc2(self.fc1(inputs))
+
+    def free_channels(self):
+        """The hidden channels, for `permute_channels`."""
+        return self.fc2, 1, [self.fc1]
 
 
 @keras.saving.register_keras_serializable(package="moonshine")

@@ -4,9 +4,6 @@ import numpy as np
 from keras import ops
 
 from keras_usm_lite.core.permutation import kept_magnitude, permute_rows
-from keras_usm_lite.layers.feed_forward import FeedForward
-from keras_usm_lite.layers.light_conv import LightConv
-from keras_usm_lite.layers.relative_attention import RelativeSelfAttention
 from keras_usm_lite.rewrite import layer_path, walk_layers
 
 PER_OUTPUT = ("kernel", "bias", "mask", "kernel_scale", "scale_gain", "kernel_zero_point", "gamma", "beta")
@@ -24,6 +21,10 @@ def permute_channels(model, sweeps=300, seed=0):
     | `FeedForward` | hidden | columns of `up` with bias; rows of `down` |
     | `LightConv` | inner | value and gate columns of `expand`, `depthwise`, `conv_norm`; rows of `project` |
     | `RelativeSelfAttention` | values, within a head whose width M divides | columns of `value`; rows of `output` |
+
+    A layer of your own joins in with a method `free_channels()` that returns `(consumer, heads, producers)`: the
+    projection whose rows may move, in how many equal parts they stay (1: anywhere), and the layers whose outputs move
+    along. Nothing between them may tell channels apart.
 
     Scales and zero points move with their columns and calibrated input norms with their rows, so the model computes
     what it did, up to float rounding, quantized or not. Layers whose second projection is not sparse stay as they are.
@@ -47,6 +48,7 @@ def permute_channels(model, sweeps=300, seed=0):
 
     Example:
 
+    >>> from keras_usm_lite.layers.feed_forward import FeedForward
     >>> layer = FeedForward(sparsity="2:4")
     >>> layer.build((None, None, 8))
     >>> gains = permute_channels(layer)
@@ -57,8 +59,8 @@ def permute_channels(model, sweeps=300, seed=0):
     if not places:
         raise ValueError(
             f"{model.name!r} has no N:M sparse projection behind free channels. Build it with sparsity='2:4', or apply "
-            "compress(model, rules) first; layers that can be permuted are FeedForward, LightConv and "
-            "RelativeSelfAttention."
+            "compress(model, rules) first; layers that can be permuted are FeedForward, LightConv, "
+            "RelativeSelfAttention and those with a method free_channels()."
         )
     _check_optimizer(model)
     for consumer, _, _ in places:
@@ -67,20 +69,14 @@ def permute_channels(model, sweeps=300, seed=0):
 
 
 def _free_channels(layer):
-    """Return `[(consumer, heads, producers)]` for a layer with free channels: rows move within each head."""
-    place = None
-    if not layer.built:
+    """Return `[(consumer, heads, producers)]` for a layer with free channels before a sparse projection, else []."""
+    if not layer.built or not hasattr(layer, "free_channels"):
         return []
-    if isinstance(layer, FeedForward):
-        place = layer.down, 1, [layer.up]
-    elif isinstance(layer, LightConv):
-        place = layer.project, 1, [layer.expand, layer.depthwise, layer.conv_norm]
-    elif isinstance(layer, RelativeSelfAttention):
-        place = layer.output_projection, layer.num_heads, [layer.value]
-    if place is None or place[0].sparsity is None:
+    consumer, heads, producers = layer.free_channels()
+    sparsity = getattr(consumer, "sparsity", None)
+    if sparsity is None or consumer.matrix_shape[0] // heads % sparsity.m:
         return []
-    fits = place[0].matrix_shape[0] // place[1] % place[0].sparsity.m == 0
-    return [place] if fits else []
+    return [(consumer, heads, producers)]
 
 
 def _check_optimizer(model):

@@ -50,6 +50,10 @@ class FeedForward(keras.layers.Layer):
         x = self.down(self.drop(x, training=training), training=training)
         return self.drop(x, training=training)
 
+    def free_channels(self):
+        """The hidden channels, for `permute_channels`."""
+        return self.down, 1, [self.up]
+
     def compute_output_shape(self, input_shape):
         """The shape of the input."""
         return input_shape

@@ -98,6 +98,10 @@ class LightConv(keras.layers.Layer):
         x = self.project(ops.silu(self.conv_norm(self.depthwise(x))), training=training)
         return self.drop(x, training=training)
 
+    def free_channels(self):
+        """The inner channels, for `permute_channels`."""
+        return self.project, 1, [self.expand, self.depthwise, self.conv_norm]
+
     def compute_output_shape(self, input_shape):
         """The shape of the input."""
         return input_shape

@@ -103,6 +103,10 @@ class RelativeSelfAttention(keras.layers.Layer):
             scores = ops.where(ops.expand_dims(mask, (1, 2)), scores, MASKED)
         return scores
 
+    def free_channels(self):
+        """The value channels of each head, for `permute_channels`."""
+        return self.output_projection, self.num_heads, [self.value]
+
     def compute_output_shape(self, input_shape):
         """The shape of the input."""
         return input_shape
