@@ -57,6 +57,8 @@ RECIPES = {
     "gentle": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=0.3),
     "gentle, rounded": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0, rate=0.3),
     "gentle, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=0.3),
+    "brisk": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=3.0),
+    "brisk, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=3.0),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
 }
@@ -79,6 +81,11 @@ def _plan():
             for seed in (0, 1, 2)
             for cell in cells
         )
+        for seed in (0, 1, 2):
+            yield from (
+                (*cell, "brisk, four levels" if cell == (2, None) else "brisk", seed)
+                for cell in ((None, None), (4, "2:4"), (4, "1:4"), (2, None))
+            )
         yield from ((2, None, recipe, 0) for recipe in ("learned, distilled", "four levels, distilled"))
         yield (4, "1:4", "one-shot, distilled", 0)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
