@@ -22,7 +22,7 @@ def test_without_a_strategy_a_mean_counts_whole():
 def test_of_four_replicas_each_counts_a_quarter_as_in_keras_own_losses(monkeypatch):
     import tensorflow as tf
 
-    mean = array(keras.losses.MeanSquaredError()(np.zeros(3), np.full(3, 2.0)))
+    mean = array(keras.losses.MeanSquaredError()(np.zeros((2, 3)), np.full((2, 3), 2.0)))
     monkeypatch.setattr(tf.distribute, "get_strategy", lambda: types.SimpleNamespace(num_replicas_in_sync=4))
     assert array(replica_share()) == 0.25
-    assert array(keras.losses.MeanSquaredError()(np.zeros(3), np.full(3, 2.0))) == 0.25 * mean
+    assert array(keras.losses.MeanSquaredError()(np.zeros((2, 3)), np.full((2, 3), 2.0))) == 0.25 * mean
