@@ -134,11 +134,10 @@ def compressed(usm, float_model, bits, pattern, recipe, calibration):
         sparsity = sparsity.replace(every_step=True, gradient="sr_ste")
     model = usm.compress(float_model, {**left_out, ENCODER: (quantization, sparsity)})
     if recipe.pruning == "none":
-        for layer, settled in zip(
-            usm.compressed_layers(model), usm.compressed_layers(float_model), strict=bool(pattern)
-        ):
-            if pattern:
+        if pattern:
+            for layer, settled in zip(usm.compressed_layers(model), usm.compressed_layers(float_model), strict=True):
                 layer.mask.assign(settled.mask)
+        for layer in usm.compressed_layers(model):
             layer.update_scale()  # of the survivors
     return model
 
