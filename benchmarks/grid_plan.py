@@ -24,6 +24,7 @@ class Recipe:
         hidden: weight of the distance from the float checkpoint's hidden states.
         co_train: train a branch of 4 bits (8, if the copy has 4) with the same latent weights.
         rate: share of the peak learning rate.
+        epochs: multiple of the usual epochs.
     """
 
     scale: str = "absmax"
@@ -34,6 +35,7 @@ class Recipe:
     hidden: float = 0.0
     co_train: bool = False
     rate: float = 1.0
+    epochs: int = 1
 
 
 # "paper" is the paper's way. Those of the second group differ from it in one thing, those of the third combine.
@@ -59,6 +61,10 @@ RECIPES = {
     "gentle, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=0.3),
     "brisk": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=3.0),
     "brisk, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=3.0),
+    "brisk, long": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=3.0, epochs=2),
+    "brisk, four levels, long": Recipe(
+        "learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=3.0, epochs=2
+    ),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
 }
@@ -81,9 +87,9 @@ def _plan():
             for seed in (0, 1, 2)
             for cell in cells
         )
-        for seed in (0, 1, 2):
+        for seed, longer in itertools.product((0, 1, 2), ("", ", long")):
             yield from (
-                (*cell, "brisk, four levels" if cell == (2, None) else "brisk", seed)
+                (*cell, f"brisk{', four levels' if cell == (2, None) else ''}{longer}", seed)
                 for cell in ((None, None), (4, "2:4"), (4, "1:4"), (2, None))
             )
         yield from ((2, None, recipe, 0) for recipe in ("learned, distilled", "four levels, distilled"))

@@ -18,6 +18,7 @@ from keras_usm_lite.layers.spec_augment import SpecAugment
 
 DIM, HEADS, ROTARY, BLOCKS, EPSILON = 288, 8, 32, 6, 1e-5
 KERNELS, STRIDES = (127, 7, 3), (64, 3, 2)
+PARTNERS = np.kron(np.eye(DIM // HEADS // 2), [[0.0, 1.0], [-1.0, 0.0]]).astype("float32")  # (a, b) to (-b, a)
 KINDS = {"kernel": "weight", "gamma": "weight", "bias": "bias", "beta": "bias"}
 TOP = {"dim": 176, "blocks": 2, "num_heads": 4, "kernel_size": 9}  # Conformer blocks between encoder and head
 IMPOSSIBLE = -1e4  # logit of every token but blank on padded frames
@@ -97,12 +98,10 @@ class RotaryAttention(layers.Layer):
 
 def turned(heads):
     """Rotary positions: neighbouring pairs `(2 i, 2 i + 1)` turned by `frame / 10000^(2 i / 32)`."""
-    rates = 10000.0 ** (-ops.arange(0, ROTARY, 2, dtype="float32") / ROTARY)
+    rates = np.zeros(DIM // HEADS, "float32")  # what is not turned has rate 0
+    rates[:ROTARY] = np.repeat(10000.0 ** (-np.arange(0, ROTARY, 2) / ROTARY), 2)
     angles = ops.arange(ops.shape(heads)[1], dtype="float32")[:, None, None] * rates
-    even, odd = heads[..., 0:ROTARY:2], heads[..., 1:ROTARY:2]
-    pairs = [even * ops.cos(angles) - odd * ops.sin(angles), odd * ops.cos(angles) + even * ops.sin(angles)]
-    flat = ops.reshape(ops.stack(pairs, axis=-1), (*ops.shape(heads)[:3], ROTARY))
-    return ops.concatenate([flat, heads[..., ROTARY:]], axis=-1)
+    return heads * ops.cos(angles) + ops.matmul(heads, PARTNERS) * ops.sin(angles)
 
 
 @keras.saving.register_keras_serializable(package="moonshine")
