@@ -71,7 +71,7 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
     recipe, run, start = RECIPES[name], run_name(bits, pattern, name, seed), time.time()
     keras.utils.set_random_seed(seed)
     task, epochs, rate = prepare(usm, args, seed)
-    rate, epochs = rate * recipe.rate, epochs * recipe.epochs
+    rate *= recipe.rate
     float_model = usm.load_packed(args.float_model)
     calibration = calibration_batch(task, 128, 300) if recipe.start in ("one-shot", "rounded") else None
     model = compressed(usm, float_model, bits, pattern, recipe, calibration)

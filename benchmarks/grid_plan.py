@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 CONVOLUTIONS, ENCODER = "depthwise|subsampling/conv", "encoder"  # paths; the first stay float
+BLOCKS = r"/(block_|layers\.)[0-9]+$"  # of a Conformer and of Moonshine
 EPOCHS, LEARNING_RATE = 10, 1e-3
 MOONSHINE_EPOCHS, MOONSHINE_RATE = 3, 2e-4  # eight times the weights, and pre-trained
 BITS, PATTERNS = (None, 8, 4, 3, 2), (None, "4:8", "2:4", "1:4")
@@ -21,10 +22,9 @@ class Recipe:
             step, "gradual" (structure decay in the first half), "every step" (SR-STE, frozen after two thirds), or
             "none" (masks stay as the start made them).
         distill: weight of the divergence from the float checkpoint, a mean over frames, beside CTC's sum.
-        hidden: weight of the distance from the float checkpoint's hidden states.
+        hidden: weight of the distance from the outputs of the float checkpoint's blocks.
         co_train: train a branch of 4 bits (8, if the copy has 4) with the same latent weights.
         rate: share of the peak learning rate.
-        epochs: multiple of the usual epochs.
     """
 
     scale: str = "absmax"
@@ -35,7 +35,6 @@ class Recipe:
     hidden: float = 0.0
     co_train: bool = False
     rate: float = 1.0
-    epochs: int = 1
 
 
 # "paper" is the paper's way. Those of the second group differ from it in one thing, those of the third combine.
@@ -61,9 +60,9 @@ RECIPES = {
     "gentle, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=0.3),
     "brisk": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=3.0),
     "brisk, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=3.0),
-    "brisk, long": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=3.0, epochs=2),
-    "brisk, four levels, long": Recipe(
-        "learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=3.0, epochs=2
+    "brisk, guided": Recipe("learned", start="one-shot", pruning="none", distill=1.0, hidden=100.0, rate=3.0),
+    "brisk, four levels, guided": Recipe(
+        "learned", "midrise", start="rounded", pruning="none", distill=1.0, hidden=100.0, rate=3.0
     ),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
@@ -87,9 +86,9 @@ def _plan():
             for seed in (0, 1, 2)
             for cell in cells
         )
-        for seed, longer in itertools.product((0, 1, 2), ("", ", long")):
+        for seed, guided in itertools.product((0, 1, 2), ("", ", guided")):
             yield from (
-                (*cell, f"brisk{', four levels' if cell == (2, None) else ''}{longer}", seed)
+                (*cell, f"brisk{', four levels' if cell == (2, None) else ''}{guided}", seed)
                 for cell in ((None, None), (4, "2:4"), (4, "1:4"), (2, None))
             )
         yield from ((2, None, recipe, 0) for recipe in ("learned, distilled", "four levels, distilled"))
@@ -155,7 +154,9 @@ def learner_of(usm, model, float_model, recipe):
         return usm.CoTrainer(model, high_bits=4 if bits < 4 else 8)
     if not recipe.distill:
         return model
-    return usm.Distiller(model, float_model, kl_weight=recipe.distill, hidden_weight=recipe.hidden)
+    return usm.Distiller(
+        model, float_model, kl_weight=recipe.distill, hidden_weight=recipe.hidden, hidden_layers=BLOCKS
+    )
 
 
 def freeze_step(recipe, steps):

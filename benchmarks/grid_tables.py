@@ -15,7 +15,6 @@ from grid import RESULTS, ROOT, read_rows
 from grid_plan import BITS, CONTROL, PATTERNS, file_name, run_name
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-CONTROL_OF_RATE = {0.3: (None, None, "gentle"), 3.0: (None, None, "brisk")}  # others: the control
 ABLATED = ((2, None), (4, "1:4"), (2, "2:4"), (4, "2:4"))  # the hard points, and the paper's own
 
 
@@ -40,9 +39,17 @@ def by_cell(rows):
     return cells
 
 
-def control_of(row):
-    """Return the float runs that a run is compared with: those of the same peak learning rate, same seeds."""
-    return CONTROL if row["bits"] is None else CONTROL_OF_RATE.get(row["recipe"].get("rate"), CONTROL)
+def control_of(row, cells):
+    """Return the float runs that a run is compared with: those as long and of the same peak learning rate."""
+    if row["bits"] is None:
+        return CONTROL
+    same = [key for key, rows in cells.items() if key[:2] == CONTROL[:2] and budget(rows[0]) == budget(row)]
+    return CONTROL if CONTROL in same or not same else same[0]
+
+
+def budget(row):
+    """Epochs and peak learning rate of a run."""
+    return row["epochs"], row["learning_rate"]
 
 
 def mean(values):
@@ -52,7 +59,7 @@ def mean(values):
 
 def measured(usm, cells, key, folder, references):
     """Return one cell under one recipe: error rates, change against its control of the same seeds, sizes; or None."""
-    control = control_of(cells[key][0])
+    control = control_of(cells[key][0], cells)
     controls = {row["seed"] for row in cells.get(control, [])}
     rows = [row for row in cells[key] if row["seed"] in controls]
     if not rows:

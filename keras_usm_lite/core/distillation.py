@@ -58,12 +58,20 @@ def hidden_mse(teacher_hidden, student_hidden, weights=None):
     Returns:
         float32 scalar; 0 for equal states, 1 for a student that answers zero.
 
+    Raises:
+        ValueError: the two do not have the same dimension.
+
     Example:
 
     >>> float(hidden_mse([[[2.0, 0.0]]], [[[1.0, 1.0]]]))
     0.5
     """
     teacher, student = (ops.convert_to_tensor(hidden, "float32") for hidden in (teacher_hidden, student_hidden))
+    if teacher.shape[-1] != student.shape[-1]:
+        raise ValueError(
+            f"The teacher's hidden states have {teacher.shape[-1]} dimensions and the student's {student.shape[-1]}; "
+            "only states of the same size can be compared. Choose layers that correspond, or use no hidden states."
+        )
     difference = ops.sum(ops.square(student - teacher), axis=-1)
     size = ops.sum(ops.square(teacher), axis=-1)
     if weights is not None:

@@ -1,6 +1,7 @@
 """`Distiller`: trains a student with the labels and with what a teacher says and thinks."""
 
 import contextlib
+import re
 
 import keras
 from keras import ops
@@ -9,7 +10,7 @@ from keras_usm_lite.core.distillation import hidden_mse, posterior_kl
 from keras_usm_lite.layers.conformer_block import ConformerBlock
 from keras_usm_lite.models.replicas import replica_share
 from keras_usm_lite.models.usm_for_ctc import IMPOSSIBLE
-from keras_usm_lite.rewrite import walk_layers
+from keras_usm_lite.rewrite import layer_path, walk_layers
 
 
 @keras.saving.register_keras_serializable(package="keras_usm_lite")
@@ -17,7 +18,7 @@ class Distiller(keras.Model):
     """Trains `student` in `model.fit` on the compiled loss and on the answers of a frozen `teacher`.
 
     ```
-    L = loss_weight L_compiled + kl_weight T^2 KL(teacher || student) + hidden_weight mean_blocks hidden_mse
+    L = loss_weight L_compiled + kl_weight T^2 KL(teacher || student) + hidden_weight mean_layers hidden_mse
     ```
 
     plus the student's own regularisation, with weight one. KL and hidden states are averaged over the real frames of
@@ -38,12 +39,16 @@ class Distiller(keras.Model):
         teacher: a built model with the same inputs and tokens; usually the float checkpoint the student started from.
         kl_weight: weight of the divergence of the posteriors, a mean over frames where CTC's loss is a sum; around 1 it
             guides, around 100 it rules (docs/methods.md has what that costs).
-        hidden_weight: weight of the distance between the outputs of each `ConformerBlock` of both models.
+        hidden_weight: weight of the distance between the hidden states of both models, a share of the teacher's
+            square where CTC's loss is a sum over frames: 1 is hardly felt, 100 guides a pre-trained encoder well.
         temperature: temperature `T` of the posteriors.
         loss_weight: weight of the compiled loss.
+        hidden_layers: whose outputs the hidden states are: a regular expression searched in the paths of the layers,
+            such as `"block_[0-9]+$"`; by default every `ConformerBlock`. Each of them returns one tensor
+            `[batch, frames, dim]` with as many frames as the logits have.
 
     Raises:
-        ValueError: models that are not built or that share weights, blocks that do not correspond (with
+        ValueError: models that are not built or that share weights, hidden layers that do not correspond (with
             `hidden_weight`), or numbers out of range.
 
     Source: Hinton et al. 2015 (arXiv 1503.02531).
@@ -67,6 +72,7 @@ class Distiller(keras.Model):
         hidden_weight=0.0,
         temperature=1.0,
         loss_weight=1.0,
+        hidden_layers=None,
         name=None,
     ):
         super().__init__(name=name, autocast=False)
@@ -77,12 +83,13 @@ class Distiller(keras.Model):
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}.")
         if hidden_weight:
-            _check_blocks(student, teacher)
+            _check_hidden(student, teacher, hidden_layers)
         self.student = student
         self.kl_weight = kl_weight
         self.hidden_weight = hidden_weight
         self.temperature = temperature
         self.loss_weight = loss_weight
+        self.hidden_layers = hidden_layers
         teacher.trainable = False
         # Not an attribute that Keras follows, so that no walk finds the teacher's layers; but its weights are followed,
         # so that a compiled step receives them as arguments rather than as constants.
@@ -128,7 +135,7 @@ class Distiller(keras.Model):
         """Return a model's logits and, if they are needed, its hidden states."""
         if not self.hidden_weight:
             return model(inputs, training=training), None
-        with _recorded(_blocks(model)) as hidden:
+        with _recorded(_hidden_layers(model, self.hidden_layers)) as hidden:
             logits = model(inputs, training=training)
         return logits, hidden
 
@@ -152,6 +159,7 @@ class Distiller(keras.Model):
             "hidden_weight": self.hidden_weight,
             "temperature": self.temperature,
             "loss_weight": self.loss_weight,
+            "hidden_layers": self.hidden_layers,
         }
 
     @classmethod
@@ -190,8 +198,11 @@ def serialize_model(model):
     return config
 
 
-def _blocks(model):
-    return [layer for layer in walk_layers(model) if isinstance(layer, ConformerBlock)]
+def _hidden_layers(model, pattern):
+    """The layers whose outputs are compared: those whose path matches, or every Conformer block."""
+    if pattern is None:
+        return [layer for layer in walk_layers(model) if isinstance(layer, ConformerBlock)]
+    return [layer for layer in walk_layers(model) if re.search(pattern, layer_path(layer))]
 
 
 @contextlib.contextmanager
@@ -227,15 +238,17 @@ def _check_models(student, teacher):
         )
 
 
-def _check_blocks(student, teacher):
-    sizes = [[block.norm.gamma.shape[-1] for block in _blocks(model)] for model in (student, teacher)]
-    if not all(sizes):
+def _check_hidden(student, teacher, pattern):
+    found = [[layer_path(layer) for layer in _hidden_layers(model, pattern)] for model in (student, teacher)]
+    if not all(found):
+        what = "ConformerBlocks" if pattern is None else f"layers whose path matches {pattern!r}"
         raise ValueError(
-            f"hidden_weight needs models with ConformerBlocks; the student {student.name!r} has {len(sizes[0])}, the "
-            f"teacher {teacher.name!r} {len(sizes[1])}. Use hidden_weight=0."
+            f"hidden_weight needs models with {what}; the student {student.name!r} has {len(found[0])}, the teacher "
+            f"{teacher.name!r} {len(found[1])}. Name the layers to compare with hidden_layers, a regular expression, "
+            "or use hidden_weight=0."
         )
-    if sizes[0] != sizes[1]:
+    if len(found[0]) != len(found[1]):
         raise ValueError(
-            "hidden_weight compares block with block, but the student's blocks have the widths "
-            f"{sizes[0]} and the teacher's {sizes[1]}. Use models of the same size, or hidden_weight=0."
+            f"hidden_weight compares layer with layer, but the student has {len(found[0])} of them, {found[0]}, and "
+            f"the teacher {len(found[1])}, {found[1]}. Choose others with hidden_layers, or use hidden_weight=0."
         )

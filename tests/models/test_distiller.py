@@ -192,7 +192,7 @@ def test_predictions_and_metrics_are_the_students():
 
 
 def test_a_saved_distiller_continues_where_it_was(tmp_path):
-    distiller = compiled(Distiller(recogniser(1, quantization="int4"), recogniser(0), 2.0, 0.5, 3.0, 0.1))
+    distiller = compiled(Distiller(recogniser(1, quantization="int4"), recogniser(0), 2.0, 0.5, 3.0, 0.1, "block_0$"))
     fit(distiller)
     distiller.save(tmp_path / "distiller.keras")
     reloaded = keras.models.load_model(tmp_path / "distiller.keras")
@@ -222,8 +222,20 @@ def test_hidden_states_need_corresponding_blocks():
     dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     with pytest.raises(ValueError, match="needs models with ConformerBlocks.*has 1.*0.*Use hidden_weight=0"):
         Distiller(model, dense, hidden_weight=1.0)
-    with pytest.raises(ValueError, match=r"widths \[16\] and the teacher's \[16, 16\]"):
+    with pytest.raises(ValueError, match="student has 1 of them.*teacher 2"):
         Distiller(model, recogniser(1, num_layers=2), hidden_weight=1.0)
+    with pytest.raises(ValueError, match="path matches 'no_such_layer'; the student .* has 0"):
+        Distiller(model, recogniser(1), hidden_weight=1.0, hidden_layers="no_such_layer")
+    with pytest.raises(ValueError, match="teacher's hidden states have 32 dimensions and the student's 16"):
+        fit(compiled(Distiller(model, recogniser(1, dim=32), hidden_weight=1.0)))
+
+
+def test_hidden_states_are_those_of_the_layers_that_are_named():
+    teacher, student = recogniser(0, num_layers=2), recogniser(1, num_layers=2)
+    wanted, given = (block_outputs(model)[0] for model in (teacher, student))
+    expected = np.square(given - wanted).mean() / np.square(wanted).mean()
+    logs = evaluate(compiled(Distiller(student, teacher, hidden_weight=1.0, hidden_layers="block_0$")))
+    assert logs["hidden_loss"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_bad_arguments_are_refused_with_the_fix():
