@@ -220,7 +220,7 @@ def test_a_student_cannot_teach_itself():
 def test_hidden_states_need_corresponding_blocks():
     model = recogniser(0)
     dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    with pytest.raises(ValueError, match="needs models with ConformerBlocks.*has 1.*0.*Use hidden_weight=0"):
+    with pytest.raises(ValueError, match="needs models with ConformerBlocks.*has 1.*0.*use hidden_weight=0"):
         Distiller(model, dense, hidden_weight=1.0)
     with pytest.raises(ValueError, match="student has 1 of them.*teacher 2"):
         Distiller(model, recogniser(1, num_layers=2), hidden_weight=1.0)
