@@ -59,6 +59,7 @@ RECIPES = {
     "gentle, rounded": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0, rate=0.3),
     "gentle, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=0.3),
     "brisk": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=3.0),
+    "brisk, rounded": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0, rate=3.0),
     "brisk, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=3.0),
     "brisk, guided": Recipe("learned", start="one-shot", pruning="none", distill=1.0, hidden=100.0, rate=3.0),
     "brisk, four levels, guided": Recipe(
@@ -91,6 +92,7 @@ def _plan():
                 (*cell, f"brisk{', four levels' if cell == (2, None) else ''}{guided}", seed)
                 for cell in ((None, None), (4, "2:4"), (4, "1:4"), (2, None))
             )
+        yield from ((3, None, "brisk, rounded", seed) for seed in (0, 1, 2))  # as many bits as int4 2:4
         yield from ((2, None, recipe, 0) for recipe in ("learned, distilled", "four levels, distilled"))
         yield (4, "1:4", "one-shot, distilled", 0)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
