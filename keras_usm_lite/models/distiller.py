@@ -40,7 +40,7 @@ class Distiller(keras.Model):
         kl_weight: weight of the divergence of the posteriors, a mean over frames where CTC's loss is a sum; around 1 it
             guides, around 100 it rules (docs/methods.md has what that costs).
         hidden_weight: weight of the distance between the hidden states of both models, a share of the teacher's
-            square where CTC's loss is a sum over frames: 1 is hardly felt, 100 guides a pre-trained encoder well.
+            square where CTC's loss is a sum over frames: 1 is hardly felt, 100 weighs about half of CTC's loss.
         temperature: temperature `T` of the posteriors.
         loss_weight: weight of the compiled loss.
         hidden_layers: whose outputs the hidden states are: a regular expression searched in the paths of the layers,
