@@ -92,7 +92,8 @@ def _plan():
                 (*cell, f"brisk{', four levels' if cell == (2, None) else ''}{guided}", seed)
                 for cell in ((None, None), (4, "2:4"), (4, "1:4"), (2, None))
             )
-        yield from ((3, None, "brisk, rounded", seed) for seed in (0, 1, 2))  # as many bits as int4 2:4
+        for seed in (0, 1, 2):  # as many bits either way
+            yield from ((*cell, "brisk, rounded", seed) for cell in ((3, None), (4, "2:4")))
         yield from ((2, None, recipe, 0) for recipe in ("learned, distilled", "four levels, distilled"))
         yield (4, "1:4", "one-shot, distilled", 0)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
