@@ -96,6 +96,9 @@ def _plan():
             yield from ((*cell, "brisk, rounded", seed) for cell in ((3, None), (4, "2:4")))
         yield from ((2, None, recipe, 0) for recipe in ("learned, distilled", "four levels, distilled"))
         yield (4, "1:4", "one-shot, distilled", 0)
+    for seed in range(6):  # three seeds left intervals of 20 % on asc_connected
+        yield (*CONTROL, seed)
+        yield from ((*cell, "distilled", seed) for cell in (*CENTRE[:3], (3, None)))
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
         yield (2, None, recipe, 0)
     for recipe in ("one mask", *MASKS):
