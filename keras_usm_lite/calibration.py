@@ -53,7 +53,7 @@ def calibrate(model, batches):
             layer.input_low.assign(0.0)
             layer.input_high.assign(0.0)
     statistics = {id(layer): _InputStatistics() for layer in layers}
-    count = run_observed(model, batches, {id(layer): statistics[id(layer)].add for layer in layers})
+    count = run_with(model, batches, {id(layer): statistics[id(layer)].observe for layer in layers})
     if not count:
         raise ValueError("batches is empty; give at least one batch of inputs to calibrate with.")
     unseen = [layer_path(layer) for layer in layers if not statistics[id(layer)].tokens]
@@ -64,24 +64,23 @@ def calibrate(model, batches):
     return len(layers)
 
 
-def run_observed(model, batches, observers):
-    """Call a model on batches while `observers[id(layer)](layer, inputs)` sees the inputs of its compressed layers.
+def run_with(model, batches, stand_ins):
+    """Call a model on batches while functions stand in for some of its layers.
 
     The run goes through a copy of the model that shares the compressed layers, so nothing is hooked into the model.
 
     Args:
         model: a built model.
         batches: iterable of inputs.
-        observers: `{id(layer): function}`; it gets the layer and a NumPy matrix `[tokens, inputs]`, or None where the
-            inputs of a layer do not form such a matrix (convolutions with several taps, embeddings). It may change the
-            layer: what follows in the model sees the change.
+        stand_ins: `{id(layer): function}`; `function(layer, inputs, **kwargs)` gets the layer and what it was called
+            with, and returns its outputs. It may change the layer first.
 
     Returns:
         The number of batches.
     """
 
     def replace(layer):
-        return (_Observed(layer, observers[id(layer)]), lambda copy: None) if id(layer) in observers else None
+        return (_StandIn(layer, stand_ins[id(layer)]), lambda copy: None) if id(layer) in stand_ins else None
 
     copy = rewrite(model, replace)
     count = 0
@@ -91,18 +90,17 @@ def run_observed(model, batches, observers):
     return count
 
 
-class _Observed(keras.layers.Layer):
-    """Passes inputs on to a compressed layer that it shares with the original model, and shows them to an observer."""
+class _StandIn(keras.layers.Layer):
+    """Calls a function with a compressed layer that it shares with the original model, and that layer's inputs."""
 
-    def __init__(self, layer, observer):
+    def __init__(self, layer, function):
         super().__init__(name=layer.name, autocast=False)
-        self.shared, self.observer = layer, observer
+        self.shared, self.function = layer, function
         self.supports_masking = layer.supports_masking
         self.built = True
 
-    def call(self, inputs, *args, **kwargs):
-        self.observer(self.shared, input_matrix(self.shared, inputs))
-        return self.shared(inputs, *args, **kwargs)
+    def call(self, inputs, **kwargs):
+        return self.function(self.shared, inputs, **kwargs)
 
     def compute_mask(self, *args, **kwargs):
         return self.shared.compute_mask(*args, **kwargs)
@@ -129,6 +127,10 @@ def input_matrix(layer, inputs):
 class _InputStatistics:
     def __init__(self):
         self.tokens, self.squares, self.low, self.high = 0, 0.0, 0.0, 0.0
+
+    def observe(self, layer, inputs, **kwargs):
+        self.add(layer, input_matrix(layer, inputs))
+        return layer(inputs, **kwargs)
 
     def add(self, layer, inputs):
         if inputs is None:

@@ -11,7 +11,7 @@ from keras_usm_lite.layers.kernel_kinds import WRAPPABLE, fit_problem, kernel_vi
 from keras_usm_lite.layers.quant_dense import QuantDense
 from keras_usm_lite.models.compressed_model import CompressedModel
 from keras_usm_lite.quantization_config import QuantizationConfig
-from keras_usm_lite.rewrite import GRAPHS, layer_path, rewrite, walk_layers
+from keras_usm_lite.rewrite import GRAPHS, build_again, layer_path, rewrite, walk_layers
 from keras_usm_lite.sparsity_config import SparsityConfig
 
 DENSE_ARGUMENTS = (
@@ -153,6 +153,24 @@ def compressed_layers(model):
         for layer in walk_layers(model)
         if isinstance(layer, CompressedKernel) and (layer.quantization is not None or layer.sparsity is not None)
     ]
+
+
+def uncompressed(layer):
+    """Return a copy of a compressed layer that multiplies by the latent kernel: no mask, no rounding.
+
+    Example:
+
+    >>> import numpy as np
+    >>> layer = QuantDense(1, "int2")
+    >>> layer.build((None, 2))
+    >>> layer.set_weights([np.array([[1.0], [0.25]]), *layer.get_weights()[1:]])
+    >>> ops.convert_to_numpy(uncompressed(layer)(ops.ones((1, 2)))).tolist()
+    [[1.25]]
+    """
+    copy = _new_layer(layer, None, None)
+    build_again(copy, layer.get_build_config(), layer_path(layer))
+    _copy_weights(layer, copy)
+    return copy
 
 
 def _parse_rules(rules):

@@ -1,40 +1,51 @@
 """`one_shot`: prune and quantize a trained model in one pass over calibration data, without training."""
 
+import keras
 import numpy as np
 from keras import ops
 
-from keras_usm_lite.calibration import run_observed
-from keras_usm_lite.compression import compressed_layers
-from keras_usm_lite.core.optimal_brain import optimal_brain_surgeon
+from keras_usm_lite.calibration import input_matrix, run_with
+from keras_usm_lite.compression import compressed_layers, uncompressed
+from keras_usm_lite.core.optimal_brain import matched_kernel, optimal_brain_surgeon
 from keras_usm_lite.core.quantize import dequantize, quantize
-from keras_usm_lite.rewrite import layer_path
+from keras_usm_lite.rewrite import GRAPHS, layer_path
 
 
 def one_shot(model, inputs, damping=0.01):
-    """Prune and quantize all compressed layers of a model at once, each making up for its own errors.
+    """Prune and quantize all compressed layers of a model at once, each making up for its own errors and earlier ones.
 
-    The batch flows through the model once. When it reaches a compressed layer, that layer's mask and integers are
-    chosen so that its outputs change as little as possible in the mean square over the batch
-    (`core.optimal_brain.optimal_brain_surgeon`); the batch flows on through the compressed layer, so later layers see
-    the inputs they will see in service. This is far better than magnitude pruning where there is no time to train.
+    The batch flows through the model twice, side by side: through its layers as they were, and through the compressed
+    ones. When it reaches a layer, mask and integers are chosen so that its outputs for the inputs it will see in
+    service come as close as they can, in the mean square over the batch, to those of the float layer for the exact
+    inputs:
 
-    Masks, latent kernels and scales are set in place; scales are frozen. Layers whose inputs are not a matrix
+    ```
+    min E|x W - x^ W^|^2        x: inputs in the float model, x^: behind the compressed layers
+    ```
+
+    (`core.optimal_brain`: `matched_kernel`, then `optimal_brain_surgeon`). This is far better than magnitude pruning
+    where there is no time to train.
+
+    Masks, latent kernels and scales are set in place; scales are frozen. Latent kernels are what is rounded to the
+    chosen integers, so that a training can go on from them. Layers whose inputs are not a matrix
     (convolutions, embeddings), or that the model does not call at serving time, get their usual mask and scale.
 
     Args:
-        model: a built model with compressed layers, such as `compress` returns of a trained one.
+        model: a built model with compressed layers, such as `compress` returns of a trained one; it must take batches
+            of any size.
         inputs: one batch of calibration inputs, as the model takes them: some thousand frames, about ten times the
             widest layer, of equal lengths, never from the test set.
         damping: share of the mean square of the inputs added to each of them; more is more cautious.
 
     Returns:
-        `{layer path: relative error of its output}`: `|x W - x W^|^2 / |x W|^2` over the batch.
+        `{layer path: relative error of its output}`: `|x W - x^ W^|^2 / |x W|^2` over the batch.
 
     Raises:
-        ValueError: no compressed layers, inputs that are not finite, fewer tokens than two, or a layer in a float
-            warm-up.
+        ValueError: no compressed layers, a batch size that is fixed, inputs that are not finite, fewer tokens than
+            two, or a layer in a float warm-up.
 
-    Source: SparseGPT (arXiv 2301.00774), section 3, which prunes and quantizes in the same pass.
+    Source: SparseGPT (arXiv 2301.00774), section 3, which prunes and quantizes in the same pass; GPTAQ (arXiv
+    2504.02692), section 3, for the exact inputs.
 
     Example:
 
@@ -50,25 +61,43 @@ def one_shot(model, inputs, damping=0.01):
     layers = compressed_layers(model)
     if not layers:
         raise ValueError(f"Model {model.name!r} has no compressed layers. Make a copy that has some with usm.compress.")
-    settled = {}
+    _check_batch_size(model)
+    exact, settled = {}, {}
 
-    def observe(layer, tokens):
+    def stand_in(layer, inputs, **kwargs):
         if id(layer) not in settled:  # a shared layer is settled by its first use
-            settled[id(layer)] = _settle(layer, tokens, damping)
+            exact[id(layer)] = uncompressed(layer)
+            halves = (input_matrix(layer, half) for half in ops.split(inputs, 2))
+            settled[id(layer)] = _settle(layer, *halves, damping)
+        before, now = ops.split(inputs, 2)
+        return ops.concatenate([exact[id(layer)](before, **kwargs), layer(now, **kwargs)])
 
-    run_observed(model, [inputs], {id(layer): observe for layer in layers})
+    twice = keras.tree.map_structure(lambda part: np.concatenate([ops.convert_to_numpy(part)] * 2), inputs)
+    run_with(model, [twice], {id(layer): stand_in for layer in layers})
     errors = {}
     for layer in layers:
         path, number = layer_path(layer), 1
         while path in errors:  # Keras does not give every layer a path of its own
             number += 1
             path = f"{layer_path(layer)}#{number}"
-        errors[path] = settled[id(layer)] if id(layer) in settled else _settle(layer, None, damping)
+        errors[path] = settled[id(layer)] if id(layer) in settled else _settle(layer, None, None, damping)
     return errors
 
 
-def _settle(layer, tokens, damping):
-    """Choose mask, integers and scale of one layer; return the relative error of its output."""
+def _check_batch_size(model):
+    sizes = {part.shape[0] for part in model.inputs} - {None} if isinstance(model, GRAPHS) else None
+    if sizes:
+        raise ValueError(
+            f"Model {model.name!r} takes batches of {min(sizes)} only, but two copies of the batch go through it side "
+            "by side. Make it with keras.Input(shape), without a batch size."
+        )
+
+
+def _settle(layer, exact, tokens, damping):
+    """Choose mask, integers and scale of one layer; return the relative error of its output.
+
+    `exact` and `tokens` are its inputs in the float and in the compressed model.
+    """
     if layer.quantization is not None and layer.active_bits > 8:
         raise ValueError(
             f"Layer {layer_path(layer)!r} is in a float warm-up. Finish the QuantizationSchedule, or compress anew."
@@ -79,19 +108,22 @@ def _settle(layer, tokens, damping):
             layer.update_mask()
         _fix_scale(layer)
         return float(np.sum((before - ops.convert_to_numpy(layer.effective_kernel())) ** 2) / np.sum(before**2))
-    if len(tokens) < 2 or not np.isfinite(tokens).all():
+    if len(tokens) < 2 or not (np.isfinite(tokens).all() and np.isfinite(exact).all()):
         raise ValueError(
             f"Layer {layer_path(layer)!r} sees {len(tokens)} tokens, which must be at least 2 and all finite."
         )
-    tokens = tokens.astype(np.float64)
-    moment = tokens.T @ tokens / len(tokens)
+    exact, tokens = exact.astype(np.float64), tokens.astype(np.float64)
+    moment, cross = tokens.T @ tokens / len(tokens), tokens.T @ exact / len(tokens)
+    wanted = matched_kernel(before, moment, cross, damping)
+    layer.assign_matrix(wanted)
     if layer.sparsity is not None:  # survivors grow: the scale that fits them is known when they are
-        _choose(layer, before, moment, damping)
+        _choose(layer, wanted, moment, damping)
     _fix_scale(layer)
     if layer.quantization is not None:
-        _choose(layer, before, moment, damping, _rounding(layer))
-    change = ops.convert_to_numpy(layer.effective_kernel()) - before
-    return float(np.sum(change * (moment @ change)) / max(np.sum(before * (moment @ before)), 1e-30))
+        _choose(layer, wanted, moment, damping, _rounding(layer))
+    after, power = ops.convert_to_numpy(layer.effective_kernel()), np.sum((exact @ before) ** 2) / len(tokens)
+    error = power - 2 * np.sum(after * (cross @ before)) + np.sum(after * (moment @ after))
+    return float(error / max(power, 1e-30))
 
 
 def _choose(layer, kernel, moment, damping, rounded=None):

@@ -54,14 +54,14 @@ def test_outputs_suffer_less_than_with_magnitude_and_rounding(quantization, spar
 
 
 @pytest.mark.parametrize(("quantization", "sparsity"), PAIRS)
-def test_the_chosen_weights_lie_on_the_grid_and_obey_the_pattern(quantization, sparsity, tmp_path):
+def test_the_pattern_is_obeyed_and_the_file_holds_what_was_chosen(quantization, sparsity, tmp_path):
     small = usm.compress(network(), {".": (quantization, sparsity)})
     usm.one_shot(small, INPUTS)
     for layer in usm.compressed_layers(small):
-        latent, effective = array(layer.kernel_matrix()), array(layer.effective_kernel())
-        np.testing.assert_allclose(effective, latent, rtol=1e-5, atol=1e-6)  # nothing is left to round
         if sparsity is not None:
-            assert int(nm_violations(effective, layer.sparsity.n, layer.sparsity.m)) == 0
+            assert int(nm_violations(layer.effective_kernel(), layer.sparsity.n, layer.sparsity.m)) == 0
+        if quantization is not None:  # latent weights, to train on from, are not those on the grid
+            assert np.mean(array(layer.kernel_matrix()) != array(layer.effective_kernel())) > 0.2
     loaded = usm.load_packed(usm.save_packed(small, tmp_path / "small.usm"))
     np.testing.assert_array_equal(array(loaded(HELD_OUT)), array(small(HELD_OUT)))
 
@@ -77,25 +77,28 @@ def test_a_survivor_that_outgrows_its_kernel_is_not_clipped(scale):
     assert array(layer.effective_kernel()).sum() == pytest.approx(1.9, rel=0.01)
 
 
-def test_later_layers_make_up_for_the_errors_of_earlier_ones():
-    """Layers are settled in order, each on the inputs that the compressed layers before it produce."""
-    small = usm.compress(network(), {".": (None, "1:4")})
-    usm.one_shot(small, INPUTS)
-    first = usm.compress(network(), {"up": (None, "1:4")})
-    usm.one_shot(first, INPUTS)
-    query = usm.compress(first, {"query": (None, "1:4"), "up": (None, "1:4")})
-    up, _ = usm.compressed_layers(query)
-    up.mask.assign(array(usm.compressed_layers(first)[0].mask))
-    seen = array(keras.ops.relu(INPUTS @ array(up.effective_kernel()) + array(up.bias))).reshape(-1, 64)
-    direct = usm.compress(
-        keras.Sequential([keras.Input((64,)), keras.layers.Dense(32, name="q")]), {"q": (None, "1:4")}
-    )
-    direct.layers[0].kernel.assign(array(usm.compressed_layers(query)[1].kernel_matrix()))
-    usm.one_shot(direct, seen)
-    chosen = {layer.path.split("/")[-1]: layer for layer in usm.compressed_layers(small)}
-    np.testing.assert_allclose(
-        array(chosen["query"].kernel_matrix()), array(direct.layers[0].kernel), rtol=1e-3, atol=1e-4
-    )
+@pytest.mark.parametrize("uses", [1, 2])
+def test_a_later_layer_makes_up_for_the_errors_of_earlier_ones(uses):
+    """No kernel of the last layer, which is hardly rounded, could do better than the one it gets."""
+    keras.utils.set_random_seed(0)
+    first, last = keras.layers.Dense(32, activation="relu", name="first"), keras.layers.Dense(8, name="last")
+    inputs = hidden = keras.Input((32,))
+    for _ in range(uses):  # what a shared layer was must be known when it is used again
+        hidden = first(hidden)
+    model = keras.Model(inputs, last(hidden))
+    tokens = INPUTS.reshape(-1, 32)
+    small = usm.compress(model, {"first": (None, "1:4"), "last": ("int8", None)})
+    errors = usm.one_shot(small, tokens, damping=1e-6)
+    rough, _ = usm.compressed_layers(small)
+    hidden = tokens
+    for _ in range(uses):
+        hidden = array(rough(hidden))
+    wanted = array(model(tokens)) - array(last.bias)
+    best = hidden @ np.linalg.lstsq(hidden, wanted, rcond=None)[0]
+    power, least = np.sum(wanted**2), np.sum((best - wanted) ** 2)
+    found = np.sum((array(small(tokens)) - array(last.bias) - wanted) ** 2)
+    assert found < 1.01 * least < 0.8 * np.sum((hidden @ array(last.kernel) - wanted) ** 2)
+    assert list(errors.values())[-1] == pytest.approx(found / power, rel=0.01)
 
 
 def test_convolutions_get_their_usual_mask_and_scale():
@@ -117,6 +120,9 @@ def test_a_recogniser_runs_through_with_its_lengths():
 def test_bad_calls_are_refused_with_the_reason():
     with pytest.raises(ValueError, match="no compressed layers.*usm.compress"):
         usm.one_shot(network(), INPUTS)
+    fixed = keras.Sequential([keras.Input((8,), batch_size=4), usm.QuantDense(2)])
+    with pytest.raises(ValueError, match=r"takes batches of 4 only.*keras\.Input\(shape\)"):
+        usm.one_shot(fixed, np.ones((4, 8)))
     small = usm.compress(network(), {"up": ("int4", "2:4")})
     with pytest.raises(ValueError, match="up' sees 640 tokens, which must be at least 2 and all finite"):
         usm.one_shot(small, np.full_like(INPUTS, np.inf))

@@ -7,7 +7,7 @@ BLOCK = 128  # rows whose errors are handed on together: matrix products instead
 
 
 def optimal_brain_surgeon(kernel, second_moment, n=None, m=None, rounded=None, damping=0.01):
-    """Return mask and weights that keep `x @ kernel` when the kernel is pruned N:M and rounded to a grid.
+    """Return mask and weights that keep `x @ kernel` when they are pruned N:M and rounded to a grid.
 
     With `H = E[x x^T]` the change of the output is `tr(dW^T H dW)`. Rows are fixed one after the other; the error of a
     row is made up for by all rows behind it (optimal brain surgeon):
@@ -27,7 +27,9 @@ def optimal_brain_surgeon(kernel, second_moment, n=None, m=None, rounded=None, d
         damping: share of the mean diagonal of `H` that is added to it, so that inputs never seen do no harm.
 
     Returns:
-        `(mask, weights)`: 0/1 float32, and float32 weights that are zero where pruned and lie on the grid elsewhere.
+        `(mask, weights)`: 0/1 float32, and float32 weights as they were when their turn to be rounded came, zero where
+        pruned. Rounding them gives `w^`. Not rounded, they are the better latent weights to train on from: those on
+        the grid would all be half a step away from any change.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -48,7 +50,7 @@ def optimal_brain_surgeon(kernel, second_moment, n=None, m=None, rounded=None, d
         raise ValueError(f"second_moment must be [{rows}, {rows}] for {rows} inputs, got {list(second_moment.shape)}.")
     factor = _inverse_factor(np.array(second_moment, dtype=np.float64), damping)
     weights[np.diag(second_moment) == 0] = 0.0  # inputs that are always zero
-    mask = np.ones((rows, columns))
+    mask, latent = np.ones((rows, columns)), np.zeros((rows, columns))
     block = BLOCK if m is None else BLOCK - BLOCK % m
     for start in range(0, rows, block):
         end = min(start + block, rows)
@@ -57,14 +59,46 @@ def optimal_brain_surgeon(kernel, second_moment, n=None, m=None, rounded=None, d
             if m is not None and row % m == 0:
                 group = slice(row, row + m)
                 mask[group] = _keep_best(weights[group] ** 2 / np.diag(factor)[group, None] ** 2, n)
-            fixed = weights[row] * mask[row]
+            fixed = latent[row] = weights[row] * mask[row]
             fixed = fixed if rounded is None else rounded(row, fixed) * mask[row]
             error = (weights[row] - fixed) / factor[row, row]
-            weights[row] = fixed
             weights[row + 1 : end] -= factor[row, row + 1 : end, None] * error
             errors[row - start] = error
         weights[end:] -= factor[start:end, end:].T @ errors
-    return mask.astype(np.float32), weights.astype(np.float32)
+    return mask.astype(np.float32), latent.astype(np.float32)
+
+
+def matched_kernel(kernel, second_moment, cross_moment, damping=0.01):
+    """Return the kernel that makes of disturbed inputs what `kernel` makes of the exact ones, as nearly as it can.
+
+    Layers before this one were compressed, so it sees `x^` where the float model has `x`. The kernel with the smallest
+    `E|x W - x^ W'|^2 + lambda |W' - W|^2` is
+
+    ```
+    W' = W + (H + lambda)^-1 (E[x^ x^T] - H) W        H = E[x^ x^^T], lambda = damping * mean of its diagonal
+    ```
+
+    and pruned and rounded kernels are as far from `W` in that sense as their products with `x^` are from those of `W'`:
+    so `optimal_brain_surgeon` may start from `W'` as if there were no disturbance.
+
+    Args:
+        kernel: `W`, float array `[rows, columns]`.
+        second_moment: `H`, `[rows, rows]`, of the disturbed inputs.
+        cross_moment: `E[x^ x^T]`, `[rows, rows]`; a row for each disturbed input.
+        damping: as in `optimal_brain_surgeon`; more stays closer to `kernel`.
+
+    Returns:
+        `W'`, float64 `[rows, columns]`.
+
+    Source: the asymmetric calibration of GPTAQ (arXiv 2504.02692), section 3, solved for the whole kernel at once.
+
+    Example: the input arrives at half its size, so the kernel must be twice as large.
+
+    >>> matched_kernel(np.array([[3.0]]), np.array([[1.0]]), np.array([[2.0]]), damping=0.0).tolist()
+    [[6.0]]
+    """
+    factor = _inverse_factor(np.array(second_moment, dtype=np.float64), damping)
+    return kernel + factor.T @ (factor @ ((cross_moment - second_moment) @ kernel))
 
 
 def _inverse_factor(matrix, damping):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_usm_lite.core.optimal_brain import BLOCK, optimal_brain_surgeon
+from keras_usm_lite.core.optimal_brain import BLOCK, matched_kernel, optimal_brain_surgeon
 
 RNG = np.random.default_rng(0)
 
@@ -55,14 +55,20 @@ def test_a_weight_whose_input_another_input_repeats_costs_nothing():
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([(2, 4), (1, 4), (4, 8), (1, 2)]), st.integers(0, 1000))
-def test_the_pattern_and_the_grid_are_obeyed_everywhere(pattern, seed):
+def test_the_pattern_is_obeyed_and_weights_are_those_that_were_rounded(pattern, seed):
     n, m = pattern
     _, moment = correlated(16, seed=seed)
     kernel = np.random.default_rng(seed).normal(size=(16, 3))
-    mask, weights = optimal_brain_surgeon(kernel, moment, n=n, m=m, rounded=to_grid(0.25))
+    handed_out = {}
+
+    def rounded(row, weights):
+        handed_out[row] = weights.astype(np.float32)
+        return to_grid(0.25)(row, weights)
+
+    mask, weights = optimal_brain_surgeon(kernel, moment, n=n, m=m, rounded=rounded)
     assert np.all(mask.reshape(-1, m, 3).sum(axis=1) == n)
     assert not weights[mask == 0].any()
-    np.testing.assert_array_equal(weights, np.round(weights / 0.25) * np.float32(0.25))
+    np.testing.assert_array_equal(weights, np.stack([handed_out[row] for row in range(16)]))
 
 
 @pytest.mark.parametrize("rows", [64, BLOCK + 40, 2 * BLOCK + 8])
@@ -74,7 +80,7 @@ def test_the_output_error_is_far_below_that_of_magnitude_and_rounding(rows, patt
     n, m = pattern or (None, None)
     _, weights = optimal_brain_surgeon(kernel, moment, n=n, m=m, rounded=rounded)
     naive = rounded(0, kernel if pattern is None else magnitude(kernel, n, m))
-    assert output_error(inputs, kernel, weights) < 0.75 * output_error(inputs, kernel, naive)
+    assert output_error(inputs, kernel, rounded(0, weights)) < 0.75 * output_error(inputs, kernel, naive)
 
 
 def test_blocks_change_nothing_but_the_order_of_summation(monkeypatch):
@@ -97,3 +103,26 @@ def test_inputs_that_are_always_zero_do_no_harm():
 def test_a_moment_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"must be \[8, 8\] for 8 inputs, got \[4, 4\]"):
         optimal_brain_surgeon(np.ones((8, 2)), np.eye(4))
+
+
+def test_a_matched_kernel_is_the_least_squares_solution_for_disturbed_inputs():
+    exact, _ = correlated(12)
+    disturbed = np.tanh(exact) + 0.3 * RNG.normal(size=exact.shape)
+    kernel, tokens = RNG.normal(size=(12, 5)), len(exact)
+    moment, cross = disturbed.T @ disturbed / tokens, disturbed.T @ exact / tokens
+    found = matched_kernel(kernel, moment, cross, damping=1e-9)
+    np.testing.assert_allclose(found, np.linalg.lstsq(disturbed, exact @ kernel, rcond=None)[0], rtol=1e-5, atol=1e-6)
+    # Damping is ridge regression towards the kernel: more rows, which ask for the kernel itself.
+    ridge = np.sqrt(0.1 * np.diag(moment).mean() * tokens) * np.eye(12)
+    rows, wanted = np.vstack([disturbed, ridge]), np.vstack([exact @ kernel, ridge @ kernel])
+    found = matched_kernel(kernel, moment, cross, damping=0.1)
+    np.testing.assert_allclose(found, np.linalg.lstsq(rows, wanted, rcond=None)[0], rtol=1e-6, atol=1e-8)
+
+
+def test_without_a_disturbance_and_for_inputs_never_seen_the_kernel_stays():
+    inputs, moment = correlated(6)
+    kernel = RNG.normal(size=(6, 3))
+    np.testing.assert_array_equal(matched_kernel(kernel, moment, moment), kernel)
+    disturbed = inputs * np.array([1, 1, 0, 1, 1, 1])
+    found = matched_kernel(kernel, disturbed.T @ disturbed, disturbed.T @ inputs)
+    np.testing.assert_array_equal(found[2], kernel[2])
