@@ -6,8 +6,9 @@ from keras import ops
 
 from keras_usm_lite.calibration import input_matrix, run_with
 from keras_usm_lite.compression import compressed_layers, uncompressed
-from keras_usm_lite.core.optimal_brain import matched_kernel, optimal_brain_surgeon
+from keras_usm_lite.core.optimal_brain import optimal_brain_surgeon
 from keras_usm_lite.core.quantize import dequantize, quantize
+from keras_usm_lite.core.reconstruction import matched_kernel, polished, refitted
 from keras_usm_lite.rewrite import GRAPHS, layer_path
 
 
@@ -23,8 +24,10 @@ def one_shot(model, inputs, damping=0.01):
     min E|x W - x^ W^|^2        x: inputs in the float model, x^: behind the compressed layers
     ```
 
-    (`core.optimal_brain`: `matched_kernel`, then `optimal_brain_surgeon`). This is far better than magnitude pruning
-    where there is no time to train.
+    The aim is put in terms of the disturbed inputs (`core.reconstruction.matched_kernel`); what is pruned is chosen by
+    `core.optimal_brain.optimal_brain_surgeon` and made up for by all survivors (`refitted`); then they are rounded,
+    each making up for those before it, and rounded again until hardly a change would help (`polished`). This is far
+    better than magnitude pruning where there is no time to train.
 
     Masks, latent kernels and scales are set in place; scales are frozen. Latent kernels are what is rounded to the
     chosen integers, so that a training can go on from them. Layers whose inputs are not a matrix
@@ -44,8 +47,8 @@ def one_shot(model, inputs, damping=0.01):
         ValueError: no compressed layers, a batch size that is fixed, inputs that are not finite, fewer tokens than
             two, or a layer in a float warm-up.
 
-    Source: SparseGPT (arXiv 2301.00774), section 3, which prunes and quantizes in the same pass; GPTAQ (arXiv
-    2504.02692), section 3, for the exact inputs.
+    Source: SparseGPT (arXiv 2301.00774), GPTQ (arXiv 2210.17323), GPTAQ (arXiv 2504.02692) for the exact inputs, ALPS
+    (arXiv 2406.07831) and CDQuant (arXiv 2406.17542) for the survivors and the last sweeps.
 
     Example:
 
@@ -116,23 +119,31 @@ def _settle(layer, exact, tokens, damping):
     moment, cross = tokens.T @ tokens / len(tokens), tokens.T @ exact / len(tokens)
     wanted = matched_kernel(before, moment, cross, damping)
     layer.assign_matrix(wanted)
-    if layer.sparsity is not None:  # survivors grow: the scale that fits them is known when they are
-        _choose(layer, wanted, moment, damping)
-    _fix_scale(layer)
+    if layer.sparsity is not None:
+        _prune(layer, wanted, moment, damping)
+    _fix_scale(layer)  # survivors have grown: now the scale that fits them is known
     if layer.quantization is not None:
-        _choose(layer, wanted, moment, damping, _rounding(layer))
+        _round(layer, wanted, moment, damping)
     after, power = ops.convert_to_numpy(layer.effective_kernel()), np.sum((exact @ before) ** 2) / len(tokens)
     error = power - 2 * np.sum(after * (cross @ before)) + np.sum(after * (moment @ after))
     return float(error / max(power, 1e-30))
 
 
-def _choose(layer, kernel, moment, damping, rounded=None):
-    """Set mask and latent kernel to those that change the outputs least."""
-    pattern = {} if layer.sparsity is None else {"n": layer.sparsity.n, "m": layer.sparsity.m}
-    mask, weights = optimal_brain_surgeon(kernel, moment, rounded=rounded, damping=damping, **pattern)
-    if layer.sparsity is not None:
-        layer.mask.assign(mask)
-    layer.assign_matrix(weights)
+def _prune(layer, wanted, moment, damping):
+    """Set the mask, and the latent kernel to the survivors that stand in best for the wanted kernel."""
+    pattern = {"n": layer.sparsity.n, "m": layer.sparsity.m}
+    mask, weights = optimal_brain_surgeon(wanted, moment, damping=damping, **pattern)
+    layer.mask.assign(mask)
+    layer.assign_matrix(refitted(wanted, moment, mask, weights, damping))
+
+
+def _round(layer, wanted, moment, damping):
+    """Set the latent kernel to one whose integers stand in best for the wanted kernel."""
+    mask = None if layer.sparsity is None else ops.convert_to_numpy(layer.mask)
+    rounded = _rounding(layer)
+    start = ops.convert_to_numpy(layer.kernel_matrix())
+    _, latent = optimal_brain_surgeon(start, moment, mask=mask, rounded=rounded, damping=damping)
+    layer.assign_matrix(polished(wanted, moment, latent, rounded, mask, damping))
 
 
 def _fix_scale(layer):

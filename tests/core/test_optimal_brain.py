@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_usm_lite.core.optimal_brain import BLOCK, matched_kernel, optimal_brain_surgeon
+from keras_usm_lite.core.optimal_brain import BLOCK, optimal_brain_surgeon
 
 RNG = np.random.default_rng(0)
 
@@ -103,26 +103,3 @@ def test_inputs_that_are_always_zero_do_no_harm():
 def test_a_moment_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"must be \[8, 8\] for 8 inputs, got \[4, 4\]"):
         optimal_brain_surgeon(np.ones((8, 2)), np.eye(4))
-
-
-def test_a_matched_kernel_is_the_least_squares_solution_for_disturbed_inputs():
-    exact, _ = correlated(12)
-    disturbed = np.tanh(exact) + 0.3 * RNG.normal(size=exact.shape)
-    kernel, tokens = RNG.normal(size=(12, 5)), len(exact)
-    moment, cross = disturbed.T @ disturbed / tokens, disturbed.T @ exact / tokens
-    found = matched_kernel(kernel, moment, cross, damping=1e-9)
-    np.testing.assert_allclose(found, np.linalg.lstsq(disturbed, exact @ kernel, rcond=None)[0], rtol=1e-5, atol=1e-6)
-    # Damping is ridge regression towards the kernel: more rows, which ask for the kernel itself.
-    ridge = np.sqrt(0.1 * np.diag(moment).mean() * tokens) * np.eye(12)
-    rows, wanted = np.vstack([disturbed, ridge]), np.vstack([exact @ kernel, ridge @ kernel])
-    found = matched_kernel(kernel, moment, cross, damping=0.1)
-    np.testing.assert_allclose(found, np.linalg.lstsq(rows, wanted, rcond=None)[0], rtol=1e-6, atol=1e-8)
-
-
-def test_without_a_disturbance_and_for_inputs_never_seen_the_kernel_stays():
-    inputs, moment = correlated(6)
-    kernel = RNG.normal(size=(6, 3))
-    np.testing.assert_array_equal(matched_kernel(kernel, moment, moment), kernel)
-    disturbed = inputs * np.array([1, 1, 0, 1, 1, 1])
-    found = matched_kernel(kernel, disturbed.T @ disturbed, disturbed.T @ inputs)
-    np.testing.assert_array_equal(found[2], kernel[2])
