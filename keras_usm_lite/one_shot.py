@@ -7,7 +7,7 @@ from keras import ops
 from keras_usm_lite.calibration import input_matrix, run_with
 from keras_usm_lite.compression import compressed_layers, uncompressed
 from keras_usm_lite.core.optimal_brain import optimal_brain_surgeon
-from keras_usm_lite.core.quantize import dequantize, quantize
+from keras_usm_lite.core.quantize import code_range, dequantize
 from keras_usm_lite.core.reconstruction import matched_kernel, polished, refitted
 from keras_usm_lite.rewrite import GRAPHS, layer_path
 
@@ -153,17 +153,21 @@ def _fix_scale(layer):
 
 
 def _rounding(layer):
-    """Return the function that rounds one row of the kernel to the layer's grid, or None for a float kernel."""
-    if layer.quantization is None:
-        return None
-    parts = [ops.convert_to_numpy(part) for part in layer.quantized_kernel()[1:]]
-    rows = layer.matrix_shape[0]
-    grids = [[part[group : group + 1] for part in parts] for group in range(len(parts[0]))]
-    layout = {"bits": layer.active_bits, "codebook": layer.quantization.codebook}
+    """Return the function that rounds one row of the kernel as the layer does, without a call of the backend.
+
+    The levels of a column are equally far apart, so `quantize` and `dequantize` are a multiplication away.
+    """
+    bits, codebook = layer.active_bits, layer.quantization.codebook
+    grid = layer.quantized_kernel()[1:]
+    rows, groups, steps = layer.matrix_shape[0], grid[0].shape[0], 2**bits - 1 - (codebook == "symmetric")
+    lowest, highest = (
+        ops.convert_to_numpy(dequantize(ops.full(grid[0].shape, code), *grid)) for code in code_range(bits, codebook)
+    )
+    step = (highest - lowest) / steps
 
     def rounded(row, weights):
-        grid = grids[row * len(grids) // rows]
-        weights = weights[None].astype(np.float32)
-        return ops.convert_to_numpy(dequantize(quantize(weights, *grid, **layout), *grid))[0]
+        group = row * groups // rows
+        number = np.floor((weights.astype(np.float32) - lowest[group]) / step[group] + 0.5)
+        return lowest[group] + np.clip(number, 0, steps) * step[group]
 
     return rounded

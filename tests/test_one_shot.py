@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_usm_lite as usm
 from keras_usm_lite.core.nm_mask import nm_violations
+from keras_usm_lite.one_shot import _rounding
 
 RNG = np.random.default_rng(0)
 MIXING = RNG.normal(size=(32, 32)) * 0.6 ** np.abs(np.subtract.outer(range(32), range(32)))
@@ -64,6 +65,20 @@ def test_the_pattern_is_obeyed_and_the_file_holds_what_was_chosen(quantization, 
             assert np.mean(array(layer.kernel_matrix()) != array(layer.effective_kernel())) > 0.2
     loaded = usm.load_packed(usm.save_packed(small, tmp_path / "small.usm"))
     np.testing.assert_array_equal(array(loaded(HELD_OUT)), array(small(HELD_OUT)))
+
+
+@pytest.mark.parametrize(
+    "quantization", [pair[0] for pair in PAIRS if pair[0]] + [usm.QuantizationConfig(4, "full", per_tensor=True)]
+)
+def test_rows_are_rounded_as_the_layer_rounds_them(quantization):
+    layer = usm.QuantDense(24, quantization)
+    layer.build((None, 32))
+    weights = RNG.normal(size=(32, 24)).astype("float32")  # many beyond the largest code
+    layer.freeze_scale()
+    rounded = _rounding(layer)
+    found = np.stack([rounded(row, values) for row, values in enumerate(weights)])
+    layer.kernel.assign(weights)
+    np.testing.assert_allclose(found, array(layer.effective_kernel()), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", ["absmax", "mse"])

@@ -1,5 +1,6 @@
 """Pruning and rounding that make up for their own errors."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -103,3 +104,41 @@ def test_inputs_that_are_always_zero_do_no_harm():
 def test_a_moment_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"must be \[8, 8\] for 8 inputs, got \[4, 4\]"):
         optimal_brain_surgeon(np.ones((8, 2)), np.eye(4))
+
+
+def test_of_each_group_the_weights_that_cost_least_are_pruned():
+    """All six masks of a group are tried; what each costs is measured on the outputs."""
+    inputs, moment = correlated(4)
+    order = np.argsort(-np.diag(moment))  # rows with the largest inputs come first, with a mask as without
+    inputs, moment = inputs[:, order], moment[np.ix_(order, order)]
+    kernel = RNG.normal(size=(4, 50))
+    mask, _ = optimal_brain_surgeon(kernel, moment, n=2, m=4, damping=0.0)
+    costs = {}
+    for kept in itertools.combinations(range(4), 2):
+        given = np.zeros(kernel.shape)
+        given[list(kept)] = 1.0
+        returned, weights = optimal_brain_surgeon(kernel, moment, mask=given, damping=0.0)
+        np.testing.assert_array_equal(returned, given)
+        costs[kept] = np.sum((inputs @ (weights - kernel)) ** 2, axis=0)
+    chosen = [tuple(np.flatnonzero(column)) for column in mask.T]
+    assert len(set(chosen)) > 3
+    for column, kept in enumerate(chosen):
+        assert costs[kept][column] <= min(cost[column] for cost in costs.values()) * (1 + 1e-6)
+
+
+def test_a_pattern_with_too_many_choices_is_judged_weight_by_weight():
+    _, moment = correlated(32)
+    mask, _ = optimal_brain_surgeon(RNG.normal(size=(32, 3)), moment, n=8, m=16)  # 12,870 choices
+    assert np.all(mask.reshape(2, 16, 3).sum(axis=1) == 8)
+
+
+def test_rows_with_the_largest_inputs_are_rounded_first():
+    _, moment = correlated(6)
+    order = []
+
+    def rounded(row, weights):
+        order.append(row)
+        return np.round(weights)
+
+    optimal_brain_surgeon(RNG.normal(size=(6, 2)), moment, rounded=rounded)
+    assert order == np.argsort(-np.diag(moment)).tolist()
