@@ -107,8 +107,12 @@ PLAN = tuple(dict.fromkeys(_plan()))
 
 def run_name(bits, pattern, recipe, seed):
     """Name of a run in files and on the command line."""
-    width = "float" if bits is None else f"int{bits}"
-    return f"{width} {pattern or 'dense'} {recipe.replace(', ', '-').replace(' ', '-')} {seed}"
+    return f"{cell_name(bits, pattern)} {recipe.replace(', ', '-').replace(' ', '-')} {seed}"
+
+
+def cell_name(bits, pattern):
+    """A cell of the grid as tables and the command line name it."""
+    return f"{'float' if bits is None else f'int{bits}'} {pattern or 'dense'}"
 
 
 def file_name(run):

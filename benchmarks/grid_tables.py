@@ -12,7 +12,7 @@ import json
 import os
 
 from grid import RESULTS, ROOT, read_rows
-from grid_plan import BITS, CONTROL, PATTERNS, file_name, run_name
+from grid_plan import BITS, CONTROL, PATTERNS, cell_name, file_name, run_name
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ABLATED = ((2, None), (4, "1:4"), (2, "2:4"), (4, "2:4"))  # the hard points, and the paper's own
@@ -114,20 +114,14 @@ def grid_table(usm, cells, folder, references, untrained):
 
 def read_untrained(corpus, float_model):
     """Return the cells of `post_training_grid.py` for the same corpus and float model, if there are any."""
-    path = os.path.join(RESULTS, "post_training_grid.json")
+    path = os.path.join(RESULTS, f"post_training_{corpus}.json")
     if not os.path.exists(path):
         return {}
     with open(path) as file:
         content = json.load(file)
-    if content["corpus"] != corpus or content["float_model"] != float_model:
+    if content["float_model"] != float_model:
         return {}
     return {(cell["bits"], cell["pattern"]): cell for cell in content["cells"]}
-
-
-def cell_name(cell):
-    """A cell as the tables name it."""
-    width = f"int{cell['bits']}" if cell["bits"] else "float"
-    return f"{width} {cell['pattern'] or 'dense'}"
 
 
 def described_change(change):
@@ -169,9 +163,10 @@ def grid_markdown(corpus, table, epochs):
             full = way["bytes"]["float32"]
             sizes = [f"{way['bytes'][k]:,} ({way['bytes'][k] / full:.1%})" for k in ("packed", "archive", "tflite")]
         recipe = cell["ours"]["recipe"] if "ours" in cell else "-"
-        columns = [cell_name(cell), plain, chosen, describe(cell.get("paper")), describe(cell.get("ours")), recipe]
+        name, ways = cell_name(cell["bits"], cell["pattern"]), (describe(cell.get(way)) for way in ("paper", "ours"))
+        columns = [name, plain, chosen, *ways, recipe]
         lines.append(f"| {' | '.join([*columns, *sizes])} |")
-    others = [(cell, way) for cell in table for way in cell.get("others", ())]
+    others = [(cell_name(cell["bits"], cell["pattern"]), way) for cell in table for way in cell.get("others", ())]
     if others:
         lines += [
             "",
@@ -180,7 +175,10 @@ def grid_markdown(corpus, table, epochs):
             "| | recipe | test WER |",
             "|---|---|---|",
         ]
-        lines += [f"| {cell_name(cell)} | {way['recipe']} | {describe(way)} |" for cell, way in others]
+        lines += [
+            f"| {cell_name(cell['bits'], cell['pattern'])} | {way['recipe']} | {describe(way)} |"
+            for cell, way in others
+        ]
     lines += ["", "| paper (arXiv 2312.08553) | 9.4 % of the size | +7.3 % |", "|---|---|---|"]
     return "\n".join(lines) + "\n"
 
@@ -191,7 +189,7 @@ def ablation_markdown(cells):
     lines = [
         "## What each change does, dev WER (seeds)",
         "",
-        f"| recipe | {' | '.join(cell_name({'bits': bits, 'pattern': pattern}) for bits, pattern in ABLATED)} |",
+        f"| recipe | {' | '.join(cell_name(bits, pattern) for bits, pattern in ABLATED)} |",
         f"|---|{'--:|' * len(ABLATED)}",
     ]
     for recipe in recipes:
@@ -223,7 +221,7 @@ def plot(path, corpus, cells):
         if bits is None:
             continue
         axes.plot(share, error, "o" if recipe == "paper" else "^", color=f"C{bits}", alpha=0.8)
-        name = f"{cell_name({'bits': bits, 'pattern': pattern})} {recipe}"
+        name = f"{cell_name(bits, pattern)} {recipe}"
         axes.annotate(name, (share, error), fontsize=6, xytext=(4, 2), textcoords="offset points")
     axes.axvline(9.4, color="grey", linestyle=":", label="the paper's size, 9.4 %")
     axes.set(xscale="log", xlabel="archive, % of FP32 (whole file)", ylabel="dev WER, %", title=corpus)

@@ -1,10 +1,11 @@
 """What compression without training costs: {float, int8, int4, int3, int2} x {dense, 4:8, 2:4, 1:4} on one float model.
 
     python benchmarks/post_training_grid.py --float-model float.usm --data CORPUS
+    python benchmarks/post_training_grid.py --float-model float.usm --data CORPUS --only 'int4 2:4' --only 'int2 dense'
 
 Every cell is compressed in several ways. The best is chosen on dev; test is read once per cell, for plain absmax and
-magnitude and for the chosen way. The table goes to `benchmarks/results/post_training_grid.{json,md}`; a run that is
-interrupted continues, and refuses to if it was for another model.
+magnitude and for the chosen way. The table goes to `benchmarks/results/post_training_CORPUS.{json,md}`; a run that is
+interrupted continues, and refuses to if it was for another model. `--moonshine` as for `grid.py`.
 """
 
 import argparse
@@ -14,10 +15,10 @@ import os
 import platform
 import tempfile
 
-BITS = (None, 8, 4, 3, 2)
-PATTERNS = (None, "4:8", "2:4", "1:4")
-LEFT_OUT = {"depthwise|subsampling/conv": (None, None)}
-RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
+from grid import RESULTS, prepare
+from grid_plan import BITS, CONVOLUTIONS, ENCODER, PATTERNS, cell_name
+
+LEFT_OUT = {CONVOLUTIONS: (None, None)}
 
 
 def ways(usm, bits, pattern):
@@ -40,10 +41,10 @@ def compressed(usm, float_model, quantization, pattern, permute, clever, calibra
     if quantization is None and pattern is None:
         return float_model
     if permute:
-        sparse = usm.compress(float_model, {**LEFT_OUT, "encoder/": (None, pattern)})
+        sparse = usm.compress(float_model, {**LEFT_OUT, ENCODER: (None, pattern)})
         usm.permute_channels(sparse)
         float_model = sparse
-    model = usm.compress(float_model, {**LEFT_OUT, "encoder/": (quantization, pattern)})
+    model = usm.compress(float_model, {**LEFT_OUT, ENCODER: (quantization, pattern)})
     if clever:
         usm.one_shot(model, calibration)
     elif pattern is not None:
@@ -96,8 +97,8 @@ def measure(usm, task, float_model, float_texts, bits, pattern, calibration):
 def as_markdown(content):
     """The table for readers."""
     lines = [
-        f"Post-training compression of a `{content['preset']}` recogniser on {content['corpus']}, test WER (dev chose "
-        "the way), 95 % interval of the relative change against the float model from 10,000 paired draws.",
+        f"Post-training compression of the float recogniser of {content['corpus']}, test WER (dev chose the way), "
+        "95 % interval of the relative change against the float model from 10,000 paired draws.",
         "",
         "| bits | N:M | absmax, magnitude | best way | | relative | bits/weight | packed file, of FP32 |",
         "|---|---|---|---|---|---|---|---|",
@@ -121,6 +122,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--float-model", required=True, help="packed file of a trained float recogniser")
     parser.add_argument("--data", required=True, help="folder or name of the corpus it was trained on")
+    parser.add_argument("--moonshine", help="folder of the Moonshine weights, for a float model made of them")
+    parser.add_argument("--only", action="append", help="a cell such as 'int4 2:4'; all of them by default")
     parser.add_argument("--utterances", type=int, default=128, help="training recordings to calibrate with")
     parser.add_argument("--frames", type=int, default=300, help="10 ms frames of each of them")
     args = parser.parse_args()
@@ -131,17 +134,16 @@ def main():
     from keras_usm_lite.data.manifest import replacing
 
     corpus = usm.data.open_corpus(args.data)
-    task = usm.data.SpeechTask.prepare(corpus)
+    task, _, _ = prepare(usm, args, seed=0)
     float_model = usm.load_packed(args.float_model)
     with open(args.float_model, "rb") as file:
         checksum = hashlib.sha256(file.read()).hexdigest()[:16]
-    path = os.path.join(RESULTS, "post_training_grid.json")
+    path = os.path.join(RESULTS, f"post_training_{corpus.name}.json")
     content = {
         "command": f"python benchmarks/post_training_grid.py --float-model float.usm --data {corpus.name} "
-        f"--utterances {args.utterances} --frames {args.frames}",
+        f"{'--moonshine FOLDER ' if args.moonshine else ''}--utterances {args.utterances} --frames {args.frames}",
         "corpus": corpus.name,
         "float_model": checksum,
-        "preset": getattr(float_model, "preset", "unknown"),
         "versions": {"keras": keras.__version__, "python": platform.python_version()},
         "cells": [],
     }
@@ -156,9 +158,9 @@ def main():
     done = {(cell["bits"], cell["pattern"]) for cell in content["cells"]}
     for bits in BITS:
         for pattern in PATTERNS:
-            if (bits, pattern) in done:
+            if (bits, pattern) in done or (args.only and cell_name(bits, pattern) not in args.only):
                 continue
-            print(f"{bits or 'float'} {pattern or 'dense'}", flush=True)
+            print(cell_name(bits, pattern), flush=True)
             content["cells"].append(measure(usm, task, float_model, float_texts, bits, pattern, calibration))
             content["cells"].sort(key=lambda cell: (BITS.index(cell["bits"]), PATTERNS.index(cell["pattern"])))
             with replacing(path) as temporary:
