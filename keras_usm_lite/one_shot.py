@@ -44,8 +44,8 @@ def one_shot(model, inputs, damping=0.01):
         `{layer path: relative error of its output}`: `|x W - x^ W^|^2 / |x W|^2` over the batch.
 
     Raises:
-        ValueError: no compressed layers, a batch size that is fixed, inputs that are not finite, fewer tokens than
-            two, or a layer in a float warm-up.
+        ValueError: no compressed layers, a batch that has a fixed size or is not the first axis throughout, inputs
+            that are not finite, fewer tokens than two, or a layer in a float warm-up.
 
     Source: SparseGPT (arXiv 2301.00774), GPTQ (arXiv 2210.17323), GPTAQ (arXiv 2504.02692) for the exact inputs, ALPS
     (arXiv 2406.07831) and CDQuant (arXiv 2406.17542) for the survivors and the last sweeps.
@@ -68,11 +68,12 @@ def one_shot(model, inputs, damping=0.01):
     exact, settled = {}, {}
 
     def stand_in(layer, inputs, **kwargs):
+        before, now = ops.split(inputs, 2)
+        if not settled:
+            _check_halves(layer, before, now)
         if id(layer) not in settled:  # a shared layer is settled by its first use
             exact[id(layer)] = uncompressed(layer)
-            halves = (input_matrix(layer, half) for half in ops.split(inputs, 2))
-            settled[id(layer)] = _settle(layer, *halves, damping)
-        before, now = ops.split(inputs, 2)
+            settled[id(layer)] = _settle(layer, input_matrix(layer, before), input_matrix(layer, now), damping)
         return ops.concatenate([exact[id(layer)](before, **kwargs), layer(now, **kwargs)])
 
     twice = keras.tree.map_structure(lambda part: np.concatenate([ops.convert_to_numpy(part)] * 2), inputs)
@@ -93,6 +94,18 @@ def _check_batch_size(model):
         raise ValueError(
             f"Model {model.name!r} takes batches of {min(sizes)} only, but two copies of the batch go through it side "
             "by side. Make it with keras.Input(shape), without a batch size."
+        )
+
+
+def _check_halves(layer, before, now):
+    """In front of the first compressed layer both copies of the batch must still be the same."""
+    before, now = ops.convert_to_numpy(before), ops.convert_to_numpy(now)
+    spread = np.abs(before[np.isfinite(before)]).max(initial=0)
+    if not np.allclose(before, now, rtol=1e-2, atol=1e-3 * spread, equal_nan=True):
+        raise ValueError(
+            f"The inputs of layer {layer_path(layer)!r} do not have the batch as their first axis, or depend on other "
+            "examples of it, so two copies of the batch cannot go through the model side by side. Compress the layer "
+            "without one_shot: update_masks, or a training."
         )
 
 

@@ -138,6 +138,10 @@ def test_bad_calls_are_refused_with_the_reason():
     fixed = keras.Sequential([keras.Input((8,), batch_size=4), usm.QuantDense(2)])
     with pytest.raises(ValueError, match=r"takes batches of 4 only.*keras\.Input\(shape\)"):
         usm.one_shot(fixed, np.ones((4, 8)))
+    inputs = keras.Input((40, 32))
+    turned = keras.Model(inputs, usm.QuantDense(2, name="time_major")(ops.transpose(inputs, (1, 0, 2))))
+    with pytest.raises(ValueError, match="time_major' do not have the batch as their first axis"):
+        usm.one_shot(turned, INPUTS)
     small = usm.compress(network(), {"up": ("int4", "2:4")})
     with pytest.raises(ValueError, match="up' sees 640 tokens, which must be at least 2 and all finite"):
         usm.one_shot(small, np.full_like(INPUTS, np.inf))
