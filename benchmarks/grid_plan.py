@@ -67,6 +67,7 @@ RECIPES = {
         "learned", "midrise", start="rounded", pruning="none", distill=1.0, hidden=100.0, rate=3.0
     ),
     "matched": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0),
+    "matched, brisk": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0, rate=3.0),
     "matched, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
@@ -87,6 +88,7 @@ def _plan():
         yield from (
             (*cell, "matched" if cell[0] != 2 else "matched, four levels", seed) for cell in (*CENTRE[:3], (3, None))
         )
+    yield from ((4, "2:4", "matched, brisk", seed) for seed in (0, 1, 2))
     for seed in range(6):  # three seeds left intervals of 20 % on asc_connected
         yield (*CONTROL, seed)
         yield from ((*cell, "distilled", seed) for cell in (*CENTRE[:3], (3, None)))
