@@ -139,7 +139,7 @@ def _settle(layer, exact, tokens, damping):
         _round(layer, wanted, moment, damping)
     after, power = ops.convert_to_numpy(layer.effective_kernel()), np.sum((exact @ before) ** 2) / len(tokens)
     error = power - 2 * np.sum(after * (cross @ before)) + np.sum(after * (moment @ after))
-    return float(error / max(power, 1e-30))
+    return float(max(error, 0.0) / max(power, 1e-30))  # a difference of large numbers
 
 
 def _prune(layer, wanted, moment, damping):
