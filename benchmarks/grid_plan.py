@@ -68,6 +68,7 @@ RECIPES = {
     ),
     "matched": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0),
     "matched, brisk": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0, rate=3.0),
+    "refitted, brisk": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=3.0),
     "matched, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
@@ -88,7 +89,7 @@ def _plan():
         yield from (
             (*cell, "matched" if cell[0] != 2 else "matched, four levels", seed) for cell in (*CENTRE[:3], (3, None))
         )
-    yield from ((4, "2:4", "matched, brisk", seed) for seed in (0, 1, 2))
+    yield from ((4, "2:4", recipe, seed) for seed in (0, 1, 2) for recipe in ("refitted, brisk", "matched, brisk"))
     for seed in range(6):  # three seeds left intervals of 20 % on asc_connected
         yield (*CONTROL, seed)
         yield from ((*cell, "distilled", seed) for cell in (*CENTRE[:3], (3, None)))
