@@ -72,8 +72,8 @@ def run_with(model, batches, stand_ins):
     Args:
         model: a built model.
         batches: iterable of inputs.
-        stand_ins: `{id(layer): function}`; `function(layer, inputs, **kwargs)` gets the layer and what it was called
-            with, and returns its outputs. It may change the layer first.
+        stand_ins: `{id(layer): function}`; `function(layer, inputs, *args, **kwargs)` gets the layer and what it was
+            called with, and returns its outputs. It may change the layer first.
 
     Returns:
         The number of batches.
@@ -99,8 +99,8 @@ class _StandIn(keras.layers.Layer):
         self.supports_masking = layer.supports_masking
         self.built = True
 
-    def call(self, inputs, **kwargs):
-        return self.function(self.shared, inputs, **kwargs)
+    def call(self, inputs, *args, **kwargs):
+        return self.function(self.shared, inputs, *args, **kwargs)
 
     def compute_mask(self, *args, **kwargs):
         return self.shared.compute_mask(*args, **kwargs)
@@ -128,9 +128,9 @@ class _InputStatistics:
     def __init__(self):
         self.tokens, self.squares, self.low, self.high = 0, 0.0, 0.0, 0.0
 
-    def observe(self, layer, inputs, **kwargs):
+    def observe(self, layer, inputs, *args, **kwargs):
         self.add(layer, input_matrix(layer, inputs))
-        return layer(inputs, **kwargs)
+        return layer(inputs, *args, **kwargs)
 
     def add(self, layer, inputs):
         if inputs is None:

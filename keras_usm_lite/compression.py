@@ -156,7 +156,7 @@ def compressed_layers(model):
 
 
 def uncompressed(layer):
-    """Return a copy of a compressed layer that multiplies by the latent kernel: no mask, no rounding.
+    """Return a copy of a compressed layer that multiplies by the masked latent kernel, not rounded.
 
     Example:
 
@@ -167,9 +167,14 @@ def uncompressed(layer):
     >>> ops.convert_to_numpy(uncompressed(layer)(ops.ones((1, 2)))).tolist()
     [[1.25]]
     """
-    copy = _new_layer(layer, None, None)
+    copy = type(layer).from_config({**layer.get_config(), "quantization": None, "sparsity": None})
     build_again(copy, layer.get_build_config(), layer_path(layer))
-    _copy_weights(layer, copy)
+    values = {}
+    for weight in layer.weights:
+        values.setdefault(weight.name, []).append(ops.convert_to_numpy(weight))
+    for weight in copy.weights:
+        weight.assign(values[weight.name].pop(0))
+    copy.assign_matrix(layer.masked_kernel())
     return copy
 
 

@@ -15,10 +15,10 @@ from keras_usm_lite.rewrite import GRAPHS, layer_path
 def one_shot(model, inputs, damping=0.01):
     """Prune and quantize all compressed layers of a model at once, each making up for its own errors and earlier ones.
 
-    The batch flows through the model twice, side by side: through its layers as they were, and through the compressed
-    ones. When it reaches a layer, mask and integers are chosen so that its outputs for the inputs it will see in
-    service come as close as they can, in the mean square over the batch, to those of the float layer for the exact
-    inputs:
+    The batch flows through the model twice, side by side: through its layers as they were (masks they had included,
+    nothing rounded), and through the compressed ones. When it reaches a layer, mask and integers are chosen so that its
+    outputs for the inputs it will see in service come as close as they can, in the mean square over the batch, to those
+    of the float layer for the exact inputs:
 
     ```
     min E|x W - x^ W^|^2        x: inputs in the float model, x^: behind the compressed layers
@@ -41,7 +41,8 @@ def one_shot(model, inputs, damping=0.01):
         damping: share of the mean square of the inputs added to each of them; more is more cautious.
 
     Returns:
-        `{layer path: relative error of its output}`: `|x W - x^ W^|^2 / |x W|^2` over the batch.
+        `{layer path: relative error of its output}`: `|x W - x^ W^|^2 / |x W|^2` over the batch; where inputs are not
+        a matrix, of its kernel.
 
     Raises:
         ValueError: no compressed layers, a batch that has a fixed size or is not the first axis throughout, inputs
@@ -65,18 +66,22 @@ def one_shot(model, inputs, damping=0.01):
     if not layers:
         raise ValueError(f"Model {model.name!r} has no compressed layers. Make a copy that has some with usm.compress.")
     _check_batch_size(model)
+    for layer in layers:
+        if layer.quantization is not None and layer.active_bits > 8:
+            raise ValueError(
+                f"Layer {layer_path(layer)!r} is in a float warm-up. Finish the QuantizationSchedule, or compress anew."
+            )
+    twice = keras.tree.map_structure(lambda part: np.concatenate([ops.convert_to_numpy(part)] * 2), inputs)
+    run_with(model, [twice], {id(layer): _checked for layer in layers})
     exact, settled = {}, {}
 
-    def stand_in(layer, inputs, **kwargs):
+    def stand_in(layer, inputs, *args, **kwargs):
         before, now = ops.split(inputs, 2)
-        if not settled:
-            _check_halves(layer, before, now)
         if id(layer) not in settled:  # a shared layer is settled by its first use
             exact[id(layer)] = uncompressed(layer)
-            settled[id(layer)] = _settle(layer, input_matrix(layer, before), input_matrix(layer, now), damping)
-        return ops.concatenate([exact[id(layer)](before, **kwargs), layer(now, **kwargs)])
+            settled[id(layer)] = _settle(layer, input_matrix(layer, before), _tokens(layer, now), damping)
+        return ops.concatenate([exact[id(layer)](before, *args, **kwargs), layer(now, *args, **kwargs)])
 
-    twice = keras.tree.map_structure(lambda part: np.concatenate([ops.convert_to_numpy(part)] * 2), inputs)
     run_with(model, [twice], {id(layer): stand_in for layer in layers})
     errors = {}
     for layer in layers:
@@ -97,37 +102,44 @@ def _check_batch_size(model):
         )
 
 
-def _check_halves(layer, before, now):
-    """In front of the first compressed layer both copies of the batch must still be the same."""
-    before, now = ops.convert_to_numpy(before), ops.convert_to_numpy(now)
-    spread = np.abs(before[np.isfinite(before)]).max(initial=0)
-    if not np.allclose(before, now, rtol=1e-2, atol=1e-3 * spread, equal_nan=True):
+def _checked(layer, inputs, *args, **kwargs):
+    """Call a layer whose inputs are two equal halves; nothing in the model has been changed yet."""
+    values = ops.convert_to_numpy(inputs)
+    if not np.isfinite(values).all():
+        raise ValueError(f"The inputs of layer {layer_path(layer)!r} are not finite; check the data and the weights.")
+    before, now = values[: (len(values) + 1) // 2], values[len(values) // 2 :]
+    if not np.allclose(before, now, rtol=1e-2, atol=1e-3 * np.abs(before).max(initial=0)):
         raise ValueError(
             f"The inputs of layer {layer_path(layer)!r} do not have the batch as their first axis, or depend on other "
-            "examples of it, so two copies of the batch cannot go through the model side by side. Compress the layer "
+            "examples of it, so two copies of the batch cannot go through the model side by side. Compress the model "
             "without one_shot: update_masks, or a training."
         )
+    return layer(inputs, *args, **kwargs)
+
+
+def _tokens(layer, inputs):
+    """The inputs of a layer as its kernel sees them: rounded, if activations are quantized."""
+    if layer.kernel_kind == "dense":
+        inputs = layer.forward_inputs(inputs)
+    elif layer.kernel_kind == "einsum":
+        inputs = layer.forward_inputs(inputs, axes=layer.token_axes())
+    return input_matrix(layer, inputs)
 
 
 def _settle(layer, exact, tokens, damping):
     """Choose mask, integers and scale of one layer; return the relative error of its output.
 
-    `exact` and `tokens` are its inputs in the float and in the compressed model.
+    `exact` and `tokens` are its inputs in the float and in the compressed model; None if they are not a matrix.
     """
-    if layer.quantization is not None and layer.active_bits > 8:
-        raise ValueError(
-            f"Layer {layer_path(layer)!r} is in a float warm-up. Finish the QuantizationSchedule, or compress anew."
-        )
-    before = ops.convert_to_numpy(layer.kernel_matrix()).astype(np.float64)
+    before = ops.convert_to_numpy(layer.masked_kernel()).astype(np.float64)
     if tokens is None:
         if layer.sparsity is not None:
             layer.update_mask()
         _fix_scale(layer)
-        return float(np.sum((before - ops.convert_to_numpy(layer.effective_kernel())) ** 2) / np.sum(before**2))
-    if len(tokens) < 2 or not (np.isfinite(tokens).all() and np.isfinite(exact).all()):
-        raise ValueError(
-            f"Layer {layer_path(layer)!r} sees {len(tokens)} tokens, which must be at least 2 and all finite."
-        )
+        change = before - ops.convert_to_numpy(layer.effective_kernel())
+        return float(np.sum(change**2) / max(np.sum(before**2), 1e-30))
+    if len(tokens) < 2:
+        raise ValueError(f"Layer {layer_path(layer)!r} sees {len(tokens)} token, which must be at least 2.")
     exact, tokens = exact.astype(np.float64), tokens.astype(np.float64)
     moment, cross = tokens.T @ tokens / len(tokens), tokens.T @ exact / len(tokens)
     wanted = matched_kernel(before, moment, cross, damping)
@@ -161,6 +173,7 @@ def _round(layer, wanted, moment, damping):
 
 def _fix_scale(layer):
     if layer.quantization is not None:
+        layer.scale_frozen.assign(0.0)  # by an earlier call, or in a file
         layer.update_scale()
         layer.freeze_scale()
 
@@ -168,7 +181,8 @@ def _fix_scale(layer):
 def _rounding(layer):
     """Return the function that rounds one row of the kernel as the layer does, without a call of the backend.
 
-    The levels of a column are equally far apart, so `quantize` and `dequantize` are a multiplication away.
+    The levels of a column are equally far apart, so `quantize` and `dequantize` are a multiplication away. A weight in
+    the very middle of two levels may go to the other one.
     """
     bits, codebook = layer.active_bits, layer.quantization.codebook
     grid = layer.quantized_kernel()[1:]

@@ -116,6 +116,37 @@ def test_a_later_layer_makes_up_for_the_errors_of_earlier_ones(uses):
     assert list(errors.values())[-1] == pytest.approx(found / power, rel=0.01)
 
 
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_rounding_of_activations_is_made_up_for_too(activations):
+    """The float side of the batch is the model before compression: its activations are not rounded."""
+    model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(8, name="only")])
+    small = usm.compress(model, {"only": (usm.QuantizationConfig(8, activations=activations), None)})
+    tokens = INPUTS.reshape(-1, 32)
+    if activations == "static":
+        small.layers[0].input_low.assign(-0.5)
+        small.layers[0].input_high.assign(0.5)  # most inputs are clipped
+    else:
+        tokens = np.concatenate([tokens[:, 1:], 200 * np.abs(tokens[:, :1])], axis=1)  # beside it the others are lost
+    (reported,) = usm.one_shot(small, tokens).values()
+    wanted = array(model(tokens))
+    true = np.sum((array(small(tokens)) - wanted) ** 2) / np.sum(wanted**2)
+    assert reported == pytest.approx(true, rel=0.01)
+    if activations == "static":
+        clipped = np.clip(tokens, -0.5, 0.5) @ array(model.layers[0].kernel)
+        assert true < 0.8 * np.sum((clipped - wanted) ** 2) / np.sum(wanted**2)
+
+
+def test_masks_and_frozen_scales_of_before_are_part_of_the_model_but_do_not_bind():
+    small = usm.compress(network(), {".": (usm.QuantizationConfig(8), "2:4")})
+    usm.update_masks(small)
+    for layer in usm.compressed_layers(small):
+        layer.freeze_scale()
+        layer.assign_matrix(array(layer.kernel_matrix()) + 5.0 * (1 - array(layer.mask)))  # pruned long ago
+    expected = array(small(HELD_OUT))
+    usm.one_shot(small, INPUTS)
+    assert np.mean((array(small(HELD_OUT)) - expected) ** 2) < 0.001 * np.mean(expected**2)
+
+
 def test_convolutions_get_their_usual_mask_and_scale():
     model = keras.Sequential([keras.Input((40, 32)), keras.layers.Conv1D(8, 3, name="conv")])
     small, plain = (usm.compress(model, {"conv": ("int4", "2:4")}) for _ in range(2))
@@ -127,9 +158,15 @@ def test_convolutions_get_their_usual_mask_and_scale():
 
 def test_a_recogniser_runs_through_with_its_lengths():
     size = {"num_layers": 1, "dim": 8, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": 32}
-    model = usm.USMForCTC(5, quantization="int4", sparsity="2:4", **size)
-    errors = usm.one_shot(model, {"features": INPUTS, "lengths": np.full(16, 40)})
-    assert len(errors) == 11
+    model = usm.USMForCTC(5, **size)
+    inputs = {"features": INPUTS, "lengths": np.arange(25, 41)}
+    rules = {"depthwise": (None, None), "encoder/block": ("int4", "2:4")}
+    plain, clever = (usm.compress(model, rules) for _ in range(2))
+    usm.update_masks(plain)
+    errors = usm.one_shot(clever, inputs)
+    assert len(errors) == 10 and all(0 < value < 1 for value in errors.values())
+    wanted, rough, fine = (array(found(inputs)) for found in (model, plain, clever))
+    assert np.mean((fine - wanted) ** 2) < 0.5 * np.mean((rough - wanted) ** 2)
 
 
 def test_bad_calls_are_refused_with_the_reason():
@@ -138,13 +175,21 @@ def test_bad_calls_are_refused_with_the_reason():
     fixed = keras.Sequential([keras.Input((8,), batch_size=4), usm.QuantDense(2)])
     with pytest.raises(ValueError, match=r"takes batches of 4 only.*keras\.Input\(shape\)"):
         usm.one_shot(fixed, np.ones((4, 8)))
-    inputs = keras.Input((40, 32))
-    turned = keras.Model(inputs, usm.QuantDense(2, name="time_major")(ops.transpose(inputs, (1, 0, 2))))
-    with pytest.raises(ValueError, match="time_major' do not have the batch as their first axis"):
-        usm.one_shot(turned, INPUTS)
+    inputs = keras.Input((None, 32))
+    hidden = usm.QuantDense(16, name="first")(inputs)
+    turned = keras.Model(inputs, usm.QuantDense(2, name="time_major")(ops.transpose(hidden, (1, 0, 2))))
+    for frames in (40, 39):
+        with pytest.raises(ValueError, match="time_major' do not have the batch as their first axis"):
+            usm.one_shot(turned, INPUTS[:, :frames])
     small = usm.compress(network(), {"up": ("int4", "2:4")})
-    with pytest.raises(ValueError, match="up' sees 640 tokens, which must be at least 2 and all finite"):
+    before = [array(weight) for weight in small.weights]
+    with pytest.raises(ValueError, match="inputs of layer .*up' are not finite"):
         usm.one_shot(small, np.full_like(INPUTS, np.inf))
+    narrow = keras.Sequential([keras.Input((8,)), usm.QuantDense(2, name="narrow")])
+    with pytest.raises(ValueError, match="narrow' sees 1 token, which must be at least 2"):
+        usm.one_shot(narrow, np.ones((1, 8)))
+    for weight, value in zip(small.weights, before, strict=True):
+        np.testing.assert_array_equal(array(weight), value)
 
 
 def test_layers_of_the_same_path_are_all_settled():

@@ -1,9 +1,10 @@
 """Kernels whose products with known inputs come as close as they can to wanted ones, by least squares.
 
-All three functions minimise `tr((W - W')^T A (W - W'))`, the change of the outputs, over what they are free to choose:
+`matched_kernel` says what is wanted of a layer whose inputs are not what they were. The others minimise the change of
+the outputs, over what they are free to choose:
 
 ```
-A = H + lambda        H = E[x x^T] of the inputs, lambda = damping * mean of its diagonal
+tr((W - W')^T A (W - W'))        A = H + lambda, H = E[x x^T] of the inputs, lambda = damping * mean of its diagonal
 ```
 """
 
