@@ -21,6 +21,7 @@ import subprocess
 import time
 
 from grid_plan import (
+    CONTROL,
     EPOCHS,
     LEARNING_RATE,
     MOONSHINE_EPOCHS,
@@ -74,16 +75,18 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
     rate *= recipe.rate
     float_model = usm.load_packed(args.float_model)
     calibration = calibration_batch(task, 128, 300) if recipe.start in ("one-shot", "rounded") else None
-    model = compressed(usm, float_model, bits, pattern, recipe, calibration)
-    batches = task.batches["train"]
-    steps = epochs * len(batches)
-    learner = learner_of(usm, model, float_model, recipe)
-    usm.compile_ctc(learner, rate, steps, warmup=0.1, freeze_step=freeze_step(recipe, steps))
+    start = trained_control(keras, folder, seed) if recipe.late else float_model
+    model = compressed(usm, start, bits, pattern, recipe, calibration)
     path = os.path.join(folder, file_name(run))
-    usm.fit_ctc(
-        learner, batches, task.batches["dev"], task.tokenizer, epochs,
-        callbacks=schedules(usm, recipe, bits, pattern, epochs, len(batches)), backup_dir=f"{path}.backup", verbose=2,
-    )  # fmt: skip
+    if not recipe.late:
+        batches = task.batches["train"]
+        steps = epochs * len(batches)
+        learner = learner_of(usm, model, float_model, recipe)
+        usm.compile_ctc(learner, rate, steps, warmup=0.1, freeze_step=freeze_step(recipe, steps))
+        usm.fit_ctc(
+            learner, batches, task.batches["dev"], task.tokenizer, epochs, verbose=2, backup_dir=f"{path}.backup",
+            callbacks=schedules(usm, recipe, bits, pattern, epochs, len(batches)),
+        )  # fmt: skip
     model.save(f"{path}.keras")
     dev, sizes = keep_outcome(usm, task, model, path, os.path.join(RESULTS, f"grid_{task.corpus.name}"))
     return {
@@ -109,6 +112,14 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
             "python": platform.python_version(),
         },
     }
+
+
+def trained_control(keras, folder, seed):
+    """The float model that the control of a seed ended with."""
+    path = os.path.join(folder, f"{file_name(run_name(*CONTROL, seed))}.keras")
+    if not os.path.exists(path):
+        raise SystemExit(f"{path} is missing. Train {run_name(*CONTROL, seed)!r} first; its row alone is not enough.")
+    return keras.models.load_model(path)
 
 
 def prepare(usm, args, seed):
@@ -201,7 +212,7 @@ def main():
         with open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
         # A finished backup would be taken for the same run made again, whatever has changed since.
-        shutil.rmtree(os.path.join(folder, f"{file_name(row['run'])}.backup"))
+        shutil.rmtree(os.path.join(folder, f"{file_name(row['run'])}.backup"), ignore_errors=True)
         print(f"== {row['run']}: dev WER {row['dev_wer']:.2%}, {row['minutes']} min", flush=True)
         keras.utils.clear_session()
 

@@ -25,6 +25,7 @@ class Recipe:
         hidden: weight of the distance from the outputs of the float checkpoint's blocks.
         co_train: train a branch of 4 bits (8, if the copy has 4) with the same latent weights.
         rate: share of the peak learning rate.
+        late: fine-tune the float model for the whole budget (this is the control of the same seed), then compress it.
     """
 
     scale: str = "absmax"
@@ -35,6 +36,7 @@ class Recipe:
     hidden: float = 0.0
     co_train: bool = False
     rate: float = 1.0
+    late: bool = False
 
 
 # "paper" is the paper's way. Those of the second group differ from it in one thing, those of the third combine. From
@@ -70,6 +72,8 @@ RECIPES = {
     "matched, brisk": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0, rate=3.0),
     "refitted, brisk": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=3.0),
     "matched, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0),
+    "late": Recipe(scale="mse", start="rounded", pruning="none", late=True),
+    "late, four levels": Recipe("mse", "midrise", start="rounded", pruning="none", late=True),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
 }
@@ -93,6 +97,7 @@ def _plan():
     for seed in range(6):  # three seeds left intervals of 20 % on asc_connected
         yield (*CONTROL, seed)
         yield from ((*cell, "distilled", seed) for cell in (*CENTRE[:3], (3, None)))
+        yield from ((*cell, f"late{', four levels' * (cell[0] == 2)}", seed) for cell in (*CENTRE, (3, None)))
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
         yield (2, None, recipe, 0)
     for recipe in ("one mask", *MASKS):
