@@ -75,7 +75,10 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
     rate *= recipe.rate
     float_model = usm.load_packed(args.float_model)
     calibration = calibration_batch(task, 128, 300) if recipe.start in ("one-shot", "rounded") else None
-    start = trained_control(keras, folder, seed) if recipe.late else float_model
+    start = float_model
+    if recipe.late:
+        start = usm.load_packed(args.float_model)
+        start.set_weights(trained_control(keras, folder, seed).get_weights())
     model = compressed(usm, start, bits, pattern, recipe, calibration)
     path = os.path.join(folder, file_name(run))
     if not recipe.late:

@@ -15,7 +15,7 @@ import os
 import platform
 import tempfile
 
-from grid import RESULTS, prepare
+from grid import RESULTS, commit, prepare
 from grid_plan import BITS, CONVOLUTIONS, ENCODER, PATTERNS, cell_name
 
 LEFT_OUT = {CONVOLUTIONS: (None, None)}
@@ -80,7 +80,7 @@ def measure(usm, task, float_model, float_texts, bits, pattern, calibration):
         dev[name] = usm.error_rates(references, texts).wer
         print(f"  dev {name:26} {dev[name]:7.2%}", flush=True)
     plain, best = next(iter(dev)), min(dev, key=dev.get)
-    cell = {"bits": bits, "pattern": pattern, "dev": dev, "best": best}
+    cell = {"bits": bits, "pattern": pattern, "dev": dev, "best": best, "commit": commit()}
     for kind, name in (("plain", plain), ("chosen", best)):
         references, texts = task.transcribe(models[name].predict_on_batch, "test")
         rates = usm.error_rates(references, texts)
