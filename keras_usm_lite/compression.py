@@ -122,7 +122,24 @@ def apply_rules(model, rules, chosen):
     if _remembers_its_layers(changed):
         return changed
     inner = changed.model if isinstance(changed, CompressedModel) else changed
+    if isinstance(model, CompressedModel):  # one step from the original, however many there were
+        return CompressedModel(inner, model.template, *_both(model.rules, model.chosen, rules, chosen))
     return CompressedModel(inner, template=model, rules=rules, chosen=chosen)
+
+
+def _both(old_rules, old_chosen, rules, chosen):
+    """Return the rules and the choice that do at once what two compressions did one after the other."""
+    pairs = [*old_rules.items(), *rules.items()]
+    first = len(old_rules)
+    numbers = [
+        old if new is None or _resolve(pairs[first + new][1]) == (None, None) else first + new
+        for old, new in zip(old_chosen, chosen, strict=True)
+    ]
+    used = sorted(set(numbers) - {None})
+    plain = [re.sub(r"\(\?#\d+\)$", "", pattern) for pattern, _ in pairs]
+    names = {number: f"{plain[number]}(?#{place})" for place, number in enumerate(used)}  # a comment makes them differ
+    places = {None: None} | {number: place for place, number in enumerate(used)}
+    return {names[number]: pairs[number][1] for number in used}, [places[number] for number in numbers]
 
 
 def update_masks(model):

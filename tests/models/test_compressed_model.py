@@ -105,6 +105,33 @@ def test_masks_bits_and_frozen_scales_come_back_from_a_keras_file(tmp_path):
     np.testing.assert_array_equal(array(loaded(X)), array(small(X)))
 
 
+def test_compressed_again_and_again_it_is_described_and_read_back_as_if_compressed_once(tmp_path):
+    once = usm.compress(tagger(), {"up": ("int4", "2:4"), "down": ("int8", None)})
+    small = tagger()
+    for rules in (
+        {"tagger": (None, "2:4")},
+        {"tagger": ("int2", None)},
+        {"up|keep|down": ("int8", "2:4")},
+        {"keep": (None, None), "up|down": ("int8", None)},
+        {"up": ("int4", "2:4"), "keep": ("int2", None)},
+        {"up": (None, None), "down": ("int8", None)},
+    ):
+        small = usm.compress(small, rules)
+    usm.update_masks(small)
+    found = {layer.name: (layer.quantization, layer.sparsity) for layer in usm.compressed_layers(small)}
+    kept = usm.QuantizationConfig(2)
+    assert found == {"up": (usm.QuantizationConfig(4), usm.SparsityConfig(2, 4)), "keep": (kept, None),
+                     "down": (usm.QuantizationConfig(8), None)}  # fmt: skip
+    assert sorted(small.rules) == ["down(?#2)", "keep(?#1)", "up(?#0)"]
+    assert len(json.dumps(small.get_config())) < 1.5 * len(json.dumps(once.get_config()))
+    small.save(tmp_path / "small.keras")
+    for loaded in (
+        keras.models.load_model(tmp_path / "small.keras"),
+        usm.load_packed(usm.save_packed(small, tmp_path / "small.usm"), custom_objects={"Tagger": Tagger}),
+    ):
+        np.testing.assert_array_equal(array(loaded(X)), array(small(X)))
+
+
 def test_it_can_be_a_layer_of_another_model(tmp_path):
     inputs = keras.Input((5, 4))
     outer = keras.Model(inputs, keras.layers.Dense(2, name="top")(usm.compress(tagger(), RULES)(inputs)))
