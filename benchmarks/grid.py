@@ -75,11 +75,11 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
     rate *= recipe.rate
     float_model = usm.load_packed(args.float_model)
     calibration = calibration_batch(task, 128, 300) if recipe.start in ("one-shot", "rounded") else None
-    start = float_model
+    origin = float_model
     if recipe.late:
-        start = usm.load_packed(args.float_model)
-        start.set_weights(trained_control(keras, folder, seed).get_weights())
-    model = compressed(usm, start, bits, pattern, recipe, calibration)
+        origin = usm.load_packed(args.float_model)
+        origin.set_weights(trained_control(keras, folder, seed).get_weights())
+    model = compressed(usm, origin, bits, pattern, recipe, calibration)
     path = os.path.join(folder, file_name(run))
     if not recipe.late:
         batches = task.batches["train"]
