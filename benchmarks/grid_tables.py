@@ -89,11 +89,11 @@ def measured(usm, cells, key, folder, references):
 
 
 def best_recipes(cells, bits, pattern):
-    """Return the recipes other than the paper's that have the most seeds, best on dev first."""
+    """Return the recipes other than the paper's that have the most seeds, best on dev first, then those with three."""
     others = {key: rows for key, rows in cells.items() if key[:2] == (bits, pattern) and key[2] != "paper"}
     seeds = max(map(len, others.values()), default=0)
-    known = [key for key, rows in others.items() if len(rows) == seeds]
-    return sorted(known, key=lambda key: mean([row["dev_wer"] for row in others[key]]))
+    known = [key for key, rows in others.items() if len(rows) >= min(seeds, 3)]
+    return sorted(known, key=lambda key: (len(others[key]) < seeds, mean([row["dev_wer"] for row in others[key]])))
 
 
 def grid_table(usm, cells, folder, references, untrained):
@@ -170,7 +170,7 @@ def grid_markdown(corpus, table, epochs):
     if others:
         lines += [
             "",
-            "Recipes with as many seeds that dev did not choose:",
+            "Recipes with as many seeds that dev did not choose, and others with three:",
             "",
             "| | recipe | test WER |",
             "|---|---|---|",
