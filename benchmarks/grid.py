@@ -72,19 +72,17 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
     recipe, run, start = RECIPES[name], run_name(bits, pattern, name, seed), time.time()
     keras.utils.set_random_seed(seed)
     task, epochs, rate = prepare(usm, args, seed)
-    rate *= recipe.rate
-    float_model = usm.load_packed(args.float_model)
+    rate, budget, epochs = rate * recipe.rate, epochs, round(epochs * recipe.share)
+    origin = usm.load_packed(args.float_model)
     calibration = calibration_batch(task, 128, 300) if recipe.start in ("one-shot", "rounded") else None
-    origin = float_model
     if recipe.late:
-        origin = usm.load_packed(args.float_model)
         origin.set_weights(trained_control(keras, folder, seed).get_weights())
     model = compressed(usm, origin, bits, pattern, recipe, calibration)
     path = os.path.join(folder, file_name(run))
-    if not recipe.late:
+    if epochs:
         batches = task.batches["train"]
         steps = epochs * len(batches)
-        learner = learner_of(usm, model, float_model, recipe)
+        learner = learner_of(usm, model, origin, recipe)
         usm.compile_ctc(learner, rate, steps, warmup=0.1, freeze_step=freeze_step(recipe, steps))
         usm.fit_ctc(
             learner, batches, task.batches["dev"], task.tokenizer, epochs, verbose=2, backup_dir=f"{path}.backup",
@@ -98,7 +96,7 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
         "pattern": pattern,
         "recipe": {"name": name, **dataclasses.asdict(recipe)},
         "seed": seed,
-        "epochs": epochs,
+        "epochs": epochs + budget * recipe.late,  # those of the control that it began with count
         "learning_rate": rate,
         "dev_wer": dev.wer,
         "dev_cer": dev.cer,

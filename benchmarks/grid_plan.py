@@ -26,6 +26,7 @@ class Recipe:
         co_train: train a branch of 4 bits (8, if the copy has 4) with the same latent weights.
         rate: share of the peak learning rate.
         late: fine-tune the float model for the whole budget (this is the control of the same seed), then compress it.
+        share: how much of the budget's epochs a copy is trained; if late, on top of them and taught by the control.
     """
 
     scale: str = "absmax"
@@ -37,6 +38,7 @@ class Recipe:
     co_train: bool = False
     rate: float = 1.0
     late: bool = False
+    share: float = 1.0
 
 
 # "paper" is the paper's way. Those of the second group differ from it in one thing, those of the third combine. From
@@ -72,8 +74,16 @@ RECIPES = {
     "matched, brisk": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0, rate=3.0),
     "refitted, brisk": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=3.0),
     "matched, four levels": Recipe("learned", "midrise", start="rounded", pruning="none", distill=1.0),
-    "late": Recipe(scale="mse", start="rounded", pruning="none", late=True),
-    "late, four levels": Recipe("mse", "midrise", start="rounded", pruning="none", late=True),
+    "late": Recipe(scale="mse", start="rounded", pruning="none", late=True, share=0.0),
+    "late, four levels": Recipe("mse", "midrise", start="rounded", pruning="none", late=True, share=0.0),
+    "settled": Recipe("learned", start="rounded", pruning="none", distill=1.0, rate=0.3, late=True, share=0.4),
+    "settled, four levels": Recipe(
+        "learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=0.3, late=True, share=0.4
+    ),
+    "settled, usual rate": Recipe("learned", start="rounded", pruning="none", distill=1.0, late=True, share=0.4),
+    "settled, usual rate, four levels": Recipe(
+        "learned", "midrise", start="rounded", pruning="none", distill=1.0, late=True, share=0.4
+    ),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
 }
@@ -98,6 +108,12 @@ def _plan():
         yield (*CONTROL, seed)
         yield from ((*cell, "distilled", seed) for cell in (*CENTRE[:3], (3, None)))
         yield from ((*cell, f"late{', four levels' * (cell[0] == 2)}", seed) for cell in (*CENTRE, (3, None)))
+    for seed in (4, 5, 6):  # these began when settled was thought of; the float models of earlier seeds were not kept
+        yield (*CONTROL, seed)
+        for rate in ("", ", usual rate"):
+            yield (None, None, f"settled{rate}", seed)
+            yield from ((*cell, f"settled{rate}", seed) for cell in (*CENTRE, (3, None)))
+            yield from ((*cell, f"settled{rate}, four levels", seed) for cell in CENTRE if cell[0] == 2)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
         yield (2, None, recipe, 0)
     for recipe in ("one mask", *MASKS):
