@@ -7,10 +7,11 @@ The encoder is built in Keras (`moonshine.py`) and held against that reference; 
 with `usm.compress`, as the paper does before it trains (absmax, magnitude) and with compensation (`usm.one_shot` with
 mse scales, calibrated on training recordings). The table, `results/moonshine_encoder.json`, gives the error of the
 encoder's output on recordings of the dev split: `sum |h - h^|^2 / sum |h - mean h|^2`. Its weights lie on an 8-bit grid
-already.
+already. The table is written after every cell.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -39,9 +40,14 @@ def compressed(encoder, width, pattern, compensated, calibration):
     return model
 
 
+def output(model, features):
+    """The output for one recording; not by `predict`, which would compile for every length."""
+    return ops.convert_to_numpy(model(features, training=False))
+
+
 def output_error(model, recordings, expected):
     """Error of the output over all recordings, relative to the variance of what is expected."""
-    error = sum(np.square(model.predict_on_batch(x) - h).sum() for x, h in zip(recordings, expected, strict=True))
+    error = sum(np.square(output(model, x) - h).sum() for x, h in zip(recordings, expected, strict=True))
     frames = np.concatenate([h[0] for h in expected])
     return float(error / np.square(frames - frames.mean(axis=0)).sum())
 
@@ -64,29 +70,26 @@ def main():
         return ops.convert_to_numpy(frontend(usm.data.load_audio(utterance.path)[None, :samples]))
 
     recordings = [heard(utterance) for utterance in dev[:: max(len(dev) // args.recordings, 1)]]
-    expected = [encoder.predict_on_batch(features) for features in recordings]
+    expected = [output(encoder, features) for features in recordings]
     long = [utterance for utterance in train if utterance.duration > 4][:64]
     calibration = np.concatenate([heard(utterance, 64000) for utterance in long])
-    rows = []
-    for width in WIDTHS:
-        for pattern in PATTERNS:
-            if not (width or pattern):
-                continue
-            row = {"bits": width or "float", "pattern": pattern or "dense"}
-            for way, compensated in (("absmax, magnitude", False), ("compensated", True)):
-                row[way] = output_error(
-                    compressed(encoder, width, pattern, compensated, calibration), recordings, expected
-                )
-            rows.append(row)
-            print(row, flush=True)
     result = {
         "command": f"python benchmarks/moonshine_encoder.py --weights FOLDER --data {corpus.name}",
         "recordings": len(recordings), "frames": sum(h.shape[1] for h in expected),
         "calibration frames": int(np.prod(calibration.shape[:2])),
-        "largest difference from the reference": difference, "output error": rows,
+        "largest difference from the reference": difference, "output error": [],
     }  # fmt: skip
-    with replacing(RESULT) as temporary:
-        pathlib.Path(temporary).write_text(json.dumps(result, indent=1) + "\n")
+    for width, pattern in itertools.product(WIDTHS, PATTERNS):
+        if not (width or pattern):
+            continue
+        row = {"bits": width or "float", "pattern": pattern or "dense"}
+        for way, compensated in (("absmax, magnitude", False), ("compensated", True)):
+            model = compressed(encoder, width, pattern, compensated, calibration)
+            row[way] = output_error(model, recordings, expected)
+        print(row, flush=True)
+        result["output error"].append(row)
+        with replacing(RESULT) as temporary:
+            pathlib.Path(temporary).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
