@@ -108,7 +108,7 @@ def _plan():
         yield (*CONTROL, seed)
         yield from ((*cell, "distilled", seed) for cell in (*CENTRE[:3], (3, None)))
         yield from ((*cell, f"late{', four levels' * (cell[0] == 2)}", seed) for cell in (*CENTRE, (3, None)))
-    for seed in (4, 5, 6):  # these began when settled was thought of; the float models of earlier seeds were not kept
+    for seed in (4, 5, 6, 1, 2, 3):  # 4 to 6 for asc_connected, 1 to 3 for so762: earlier float models were not kept
         yield (*CONTROL, seed)
         for rate in ("", ", usual rate"):
             yield (None, None, f"settled{rate}", seed)

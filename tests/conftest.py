@@ -11,6 +11,13 @@ gc.set_threshold(200_000, 20, 100)  # a session holds millions of graph nodes; l
 settings.register_profile("no deadline", deadline=None)  # the first example of a test pays for compiling
 settings.load_profile("no deadline")
 
+LONGEST = ("test_train_distributed.py", "test_xla.py", "test_parallel.py", "test_co_trainer.py", "test_litert.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no process of several is left alone with one of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture
 def full_disk():
