@@ -11,7 +11,15 @@ gc.set_threshold(200_000, 20, 100)  # a session holds millions of graph nodes; l
 settings.register_profile("no deadline", deadline=None)  # the first example of a test pays for compiling
 settings.load_profile("no deadline")
 
-LONGEST = ("test_train_distributed.py", "test_xla.py", "test_parallel.py", "test_co_trainer.py", "test_litert.py")
+LONGEST = (
+    "test_train_distributed.py",
+    "test_xla.py",
+    "test_parallel.py",
+    "test_co_trainer.py",
+    "test_litert.py",
+    "test_mixed_precision.py",
+    "test_transcribe.py",
+)
 
 
 def pytest_collection_modifyitems(items):
