@@ -84,9 +84,9 @@ RECIPES = {
     "settled, usual rate, four levels": Recipe(
         "learned", "midrise", start="rounded", pruning="none", distill=1.0, late=True, share=0.4
     ),
-    "settled, longer": Recipe("learned", start="rounded", pruning="none", distill=1.0, late=True),
-    "settled, longer, four levels": Recipe(
-        "learned", "midrise", start="rounded", pruning="none", distill=1.0, late=True
+    "settled, brisk": Recipe("learned", start="rounded", pruning="none", distill=1.0, rate=3.0, late=True),
+    "settled, brisk, four levels": Recipe(
+        "learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=3.0, late=True
     ),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
@@ -114,7 +114,7 @@ def _plan():
         yield from ((*cell, f"late{', four levels' * (cell[0] == 2)}", seed) for cell in (*CENTRE, (3, None)))
     for seed in (4, 5, 6, 1, 2, 3):  # 4 to 6 for asc_connected, 1 to 3 for so762: earlier float models were not kept
         yield (*CONTROL, seed)
-        for way in ("settled", "settled, usual rate", "settled, longer"):
+        for way in ("settled", "settled, usual rate", "settled, brisk"):
             yield (None, None, way, seed)
             yield from ((*cell, way, seed) for cell in (*CENTRE, (3, None)))
             yield from ((*cell, f"{way}, four levels", seed) for cell in CENTRE if cell[0] == 2)
