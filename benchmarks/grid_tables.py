@@ -83,7 +83,7 @@ def measured(usm, cells, key, folder, references):
         return {"control": base[2], "relative_change": result.relative_change, "interval": [result.low, result.high]}
 
     if key != CONTROL:
-        found |= change(control)
+        found |= change(control) | {"same_budget": budget(rows[0]) == budget(cells[control][0])}
     if control != CONTROL:
         found["usual_rate"] = change(CONTROL)
     return found
@@ -136,7 +136,7 @@ def describe(way):
         return "-"
     text = f"{way['test_wer']:.2%}"
     if "interval" in way:
-        text += f", {described_change(way)}"
+        text += f", {described_change(way)}{'' if way['same_budget'] else ' to the control'}"
     if "usual_rate" in way:
         text += f" [{described_change(way['usual_rate'])}]"
     return text + f", {len(way['seeds'])} seed{'s' if len(way['seeds']) > 1 else ''}"
@@ -148,8 +148,9 @@ def grid_markdown(corpus, table, epochs):
         f"## Grid, {corpus}",
         "",
         f"Test WER. Fine-tuned: {epochs} epochs; change relative to the float model fine-tuned for as long with the "
-        "same seeds and peak rate (recipes at another rate than the paper's way: in brackets to that at the usual "
-        'rate, too), 95 % interval of 10,000 paired draws. Error rates: of the archive. Bytes: whole files, of "ours" '
+        "same seeds and peak rate (recipes of another rate or length than the paper's way: in brackets to the control, "
+        'too; "to the control": it had another rate or length, and no float model was trained like the recipe), 95 % '
+        'interval of 10,000 paired draws. Error rates: of the archive. Bytes: whole files, of "ours" '
         'where there is one; per cent of FP32. "Ours" is the recipe other than the paper\'s that is best on dev, of '
         "those with three seeds or, where none has three, with the most.",
         "",
