@@ -52,6 +52,8 @@ loss = model.fit(
 found["finite"] = bool(np.isfinite(loss).all())
 masks = [keras.ops.convert_to_numpy(layer.mask) for layer in usm.compressed_layers(model)]
 found["kept"] = sorted({float(mask.mean()) for mask in masks})
+model.train_on_batch({"features": np.ones((1, 48, 16), "float32"), "lengths": np.array([48], "int32")}, np.ones((1, 3)))
+found["after a new shape"] = steps()
 print(json.dumps(found))
 """
 
@@ -80,6 +82,10 @@ def test_each_bucket_is_compiled_once(found):
 
 def test_later_epochs_compile_nothing(found):
     assert found["all"][1:] == [found["all"][0]] * 2
+
+
+def test_a_shape_of_no_bucket_would_be_noticed(found):
+    assert found["after a new shape"] == found["steps"][-1] + 1
 
 
 def test_masks_are_made_inside_the_compiled_step(found):

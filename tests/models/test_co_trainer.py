@@ -85,9 +85,8 @@ def steps(model):
     return [array(v) - old for v, old in zip(model.trainable_variables, start, strict=True)]
 
 
-@pytest.mark.parametrize(
-    "high_bits, in_force, training", [(8, 8, False), (8, 8, True), (4, 4, True), (None, 24, False)]
-)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("high_bits, in_force", [(8, 8), (4, 4), (None, 24)])
 def test_a_step_is_the_sum_of_the_losses_of_both_precisions(high_bits, in_force, training):
     low, high = recogniser(), at_bits(in_force)
     losses = [expected_loss(high), expected_loss(low), expected_kl(high, low)]
