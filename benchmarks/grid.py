@@ -37,6 +37,7 @@ from grid_plan import (
 )
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ARCHIVE_VERSION = 3  # of the packed format; rows without it have sizes of archives of version 2
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(ROOT, "benchmarks", "results")
 
@@ -101,6 +102,7 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
         "dev_wer": dev.wer,
         "dev_cer": dev.cer,
         "bytes": sizes,
+        "archive_version": ARCHIVE_VERSION,
         "bits_per_weight": usm.report(model).kernel_bits_per_weight if bits or pattern else 32.0,
         "minutes": round((time.time() - start) / 60, 1),
         "float_model": checksum(args.float_model),

@@ -1,17 +1,22 @@
-"""Write the files of the grid's finished runs anew after a change of the packed format, and their sizes into the rows.
+"""Write the archives of the grid's finished runs anew after a change of the packed format, and their new sizes.
 
     python benchmarks/grid_repack.py --data CORPUS
 
-Takes the trained models that `grid.py` left in its output folder; nothing is trained. A file that does not read back to
-the very weights of the old one stops everything, so the error rates in the rows stay those of the files.
+Takes the trained models that `grid.py` left in its output folder, or that are published; nothing is trained. A file
+that does not read back to the very weights that the old one holds stops everything, so the error rates in the rows stay
+those of the files. Runs of which neither is left keep their rows.
 """
 
 import argparse
+import glob
 import json
 import os
+import tempfile
 
-from grid import RESULTS, ROOT, packed_files, read_rows
+from grid import ARCHIVE_VERSION, RESULTS, ROOT, packed_files, read_rows
 from grid_plan import file_name
+
+DESCRIPTION_BYTES = 100  # by which the description of a published model, which was loaded before, may be longer
 
 
 def parse_arguments():
@@ -22,23 +27,46 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def repack(usm, keras, path):
-    """Write both packed files of a run beside the old ones, compare, replace; return `{kind: bytes}`."""
+def files_of(row, corpus, folder):
+    """Return `{kind: path}` of the packed files of a run as they are, kinds as in its row; other sizes are refused."""
+    path = os.path.join(folder, file_name(row["run"]))
+    files = {kind: f"{path}{end}" for kind, end in (("packed", ".usm"), ("archive", ".archive.usm"))}
+    if not os.path.exists(files["archive"]):
+        files = published(row, corpus)
+    for kind, file in files.items():
+        size, expected = os.path.getsize(file), row["bytes"][kind]
+        if abs(size - expected) > DESCRIPTION_BYTES:
+            raise SystemExit(f"{file} is not of {row['run']}: it has {size} bytes, its row says {expected}.")
+    return files
+
+
+def published(row, corpus):
+    """Return `{kind: path}` of the packed file of a run in `saved_models`, or an empty dict."""
+    for card in glob.glob(os.path.join(ROOT, "saved_models", "*", "card.json")):
+        with open(card) as file:
+            about = json.load(file)
+        if f"--data {corpus} " in about["made"] and about["made"].endswith(f"--only '{row['run']}'"):
+            path = os.path.join(os.path.dirname(card), "model.usm")
+            return {"archive" if about["archive"] else "packed": path}
+    return {}
+
+
+def repacked(usm, files):
+    """Return the bytes of the archive written anew, after comparing it with the old files."""
     import numpy as np
 
-    model, sizes = keras.models.load_model(f"{path}.keras", compile=False), {}
-    for kind, new in packed_files(usm, model, f"{path}.new").items():
-        old = new.replace(".new", "")
-        pairs = zip(usm.load_packed(new).get_weights(), usm.load_packed(old).get_weights(), strict=True)
-        if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
-            raise SystemExit(f"{new} holds other weights than {old}: train this run again.")
-        os.replace(new, old)
-        sizes[kind] = os.path.getsize(old)
-    return sizes
+    model = usm.load_packed(files["packed" if "packed" in files else "archive"])
+    with tempfile.TemporaryDirectory() as folder:
+        new = packed_files(usm, model, os.path.join(folder, "new"))
+        for kind, old in files.items():
+            pairs = zip(usm.load_packed(new[kind]).get_weights(), usm.load_packed(old).get_weights(), strict=True)
+            if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
+                raise SystemExit(f"{old} is not read back bit for bit when it is written anew: train this run again.")
+        return os.path.getsize(new["archive"])
 
 
 def main():
-    """Repack every run whose model is still there."""
+    """Repack every run whose files are still there."""
     args = parse_arguments()
     import keras
 
@@ -50,10 +78,12 @@ def main():
     results = os.path.join(RESULTS, f"grid_{corpus}.jsonl")
     rows = read_rows(results)
     for row in rows:
-        before = dict(row["bytes"])
-        row["bytes"].update(repack(usm, keras, os.path.join(folder, file_name(row["run"]))))
-        print(f"{row['run']}: archive {before['archive']} -> {row['bytes']['archive']} bytes", flush=True)
-        keras.utils.clear_session()
+        before = row["bytes"]["archive"]
+        files = files_of(row, corpus, folder) if row.get("archive_version") != ARCHIVE_VERSION else {}
+        if files:
+            row["bytes"]["archive"], row["archive_version"] = repacked(usm, files), ARCHIVE_VERSION
+            print(f"{row['run']}: archive {before} -> {row['bytes']['archive']} bytes", flush=True)
+            keras.utils.clear_session()
     with replacing(results) as temporary, open(temporary, "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 

@@ -9,7 +9,16 @@ import struct
 import zlib
 from typing import NamedTuple
 
+import ml_dtypes
+import numpy as np
+
+from keras_usm_lite.packing.array_demand import STREAMS, ArrayDemand, demanded
+from keras_usm_lite.packing.joined_arrays import JOINED, JoinedArrays, join_arrays
+from keras_usm_lite.packing.packed_entry import PackedEntry
 from keras_usm_lite.packing.packed_reader import DESCRIPTION, FORMAT
+from keras_usm_lite.packing.packed_variable import TYPES, PackedVariable
+
+DTYPES = {kind: np.dtype(getattr(ml_dtypes, name, name)) for name, kind in TYPES.items()}
 
 
 class Tensor(NamedTuple):
@@ -21,7 +30,10 @@ class Tensor(NamedTuple):
 
 
 class Draft:
-    """A packed file in its parts. `file()` puts them together; what is set to a value is taken instead of made anew."""
+    """A packed file in its parts. `file()` puts them together; what is set to a value is taken instead of made anew.
+
+    The arrays of an archive are taken apart, and joined again in the order in which they then are.
+    """
 
     def __init__(self, content):
         length = struct.unpack("<Q", content[:8])[0]
@@ -32,13 +44,42 @@ class Draft:
             for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
         }
         self.parts = json.loads(zlib.decompress(self.tensors.pop(DESCRIPTION).data))
-        self.crc32 = self.text = self.description = self.entries = None
+        self.archive = [*self.tensors] == [JOINED]
+        if self.archive:
+            self.tensors = self._apart()
+        self.crc32 = self.text = self.description = None
+        self.layout = {}  # "streams" or "planes" of an archive
+
+    def _apart(self):
+        """Return the arrays of an archive by their names."""
+        layers = [PackedEntry(**entry) for entry in self.parts["layers"]]
+        demands = demanded(layers, [PackedVariable(**entry) for entry in self.parts["variables"]])
+        arrays, tensors = JoinedArrays(_OneTensor(self.tensors[JOINED]), [JOINED], demands, self.parts), {}
+        for name, demand in demands.items():
+            array = arrays[name]
+            tensors[name] = Tensor(TYPES[demand.dtype], array.shape, array.tobytes())
+        return tensors
+
+    @functools.cached_property
+    def contained(self):
+        """The tensors of the container but the description, and what the description says of the layout."""
+        if not self.archive:
+            return self.tensors, {}
+        arrays, demands = {}, {}
+        for name, (kind, _, data) in self.tensors.items():
+            dtype = DTYPES.get(kind, np.dtype("uint8"))
+            array = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
+            stream = name.rpartition("/")[2] in STREAMS
+            arrays[name], demands[name] = array, ArrayDemand(dtype.name, array.shape, array.size if stream else None)
+        joined, layout = join_arrays(arrays, demands)
+        return {JOINED: Tensor("U8", joined.shape, joined.tobytes())}, {**layout, **self.layout}
 
     @functools.cached_property
     def sealed_text(self):
         """The JSON of the description with right checksums."""
-        checksums = [zlib.crc32(self.tensors[name].data) for name in sorted(self.tensors)]
-        parts = self.parts
+        tensors, layout = self.contained
+        checksums = [zlib.crc32(tensors[name].data) for name in sorted(tensors)]
+        parts = {**self.parts, **layout} if isinstance(self.parts, dict) else self.parts
         if self.crc32 is not None:
             parts = {**parts, "crc32": self.crc32}
         elif isinstance(parts, dict) and "crc32" in parts:
@@ -50,7 +91,7 @@ class Draft:
         description = self.description
         if description is None:
             description = zlib.compress(self.sealed_text if self.text is None else self.text)
-        tensors = {**self.tensors, DESCRIPTION: Tensor("U8", (len(description),), description)}
+        tensors = {**self.contained[0], DESCRIPTION: Tensor("U8", (len(description),), description)}
         if FORMAT in self.metadata and " " in self.metadata[FORMAT]:
             self.metadata[FORMAT] = f"{self.metadata[FORMAT].split(' ')[0]} {zlib.crc32(description)}"
         pairs, begin = [("__metadata__", self.metadata)], 0
@@ -63,6 +104,28 @@ class Draft:
     def file(self):
         """Return the bytes of the file."""
         return contained(*self.header())
+
+
+class _OneTensor:
+    """A safetensors file of one array, as `JoinedArrays` reads it."""
+
+    def __init__(self, tensor):
+        self._tensor = tensor
+
+    def get_tensor(self, name):
+        return np.frombuffer(self._tensor.data, np.uint8)
+
+    def get_slice(self, name):
+        return self
+
+    def get_dtype(self):
+        return self._tensor.dtype
+
+    def get_shape(self):
+        return self._tensor.shape
+
+    def __getitem__(self, where):
+        return self.get_tensor(JOINED)[where]
 
 
 def contained(pairs, data):

@@ -110,6 +110,8 @@ def variable_field(draft, draw):
 def part(draft, draw):
     """Remove, exchange, repeat or replace whole parts of the description."""
     parts, name = draft.parts, draw.choice(["model", "layers", "variables", "crc32"])
+    if draft.archive and draw.random() < 0.5:
+        return layout(draft, draw)
     kind = draw.choice(["remove", "replace", "extra", "repeat", "shuffle", "drop"])
     if kind == "remove":
         del parts[name]
@@ -128,6 +130,34 @@ def part(draft, draw):
             entries.pop(draw.randrange(len(entries)))
         draft.parts = {**parts, name: entries}
         draft.crc32 = entries if name == "crc32" else None
+
+
+def layout(draft, draw):
+    """Change lengths and forms of the streams and planes of an archive, or exchange, repeat or drop some."""
+    _, right = draft.contained
+    name = draw.choice([*right])
+    entries = json.loads(json.dumps(right[name]))
+    kind = draw.choice(["leaf", "leaf", "leaf", "shift", "replace", "repeat", "shuffle", "drop"])
+    if kind == "leaf":
+        node, key = draw.choice(leaves(entries))
+        node[key] = anything(draw, node[key])
+    elif kind == "shift" and len(entries) > 1:
+        one, other = draw.sample(range(len(entries)), 2)  # the sum stays
+        for place, change in ((one, 1), (other, -1)):
+            if name == "streams":
+                entries[place] += change
+            else:
+                entries[place][1] += change
+    elif kind == "replace":
+        entries = anything(draw)
+    elif kind == "repeat":
+        entries.insert(draw.randrange(len(entries)), draw.choice(entries))
+    elif kind == "shuffle":
+        draw.shuffle(entries)
+    else:
+        entries.pop(draw.randrange(len(entries)))
+    draft.layout = {name: entries}
+    del draft.contained  # made anew with it
 
 
 def text(draft, draw):
@@ -292,7 +322,7 @@ def metadata(draft, draw):
     right = draft.metadata[FORMAT]
     kind = draw.choice(["version", "key", "type", "extra", "empty"])
     if kind == "version":
-        version = draw.choice(["", "0", "1", "3", "02", "2.0", "two", "2 2", "-2", "2\n", "9" * 10_000])
+        version = draw.choice(["", "0", "1", "2", "3", "4", "02", "2.0", "two", "2 2", "-2", "2\n", "9" * 10_000])
         draft.metadata[FORMAT] = draw.choice([f"{version} 0", version])
     elif kind == "key":
         draft.metadata = {draw.choice([FORMAT.upper(), "format", ""]): right}

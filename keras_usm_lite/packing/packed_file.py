@@ -12,6 +12,8 @@ from keras import ops
 
 from keras_usm_lite.compression import compressed_layers
 from keras_usm_lite.data.manifest import replacing
+from keras_usm_lite.packing.array_demand import demanded
+from keras_usm_lite.packing.joined_arrays import JOINED, join_arrays
 from keras_usm_lite.packing.packed_file_error import PackedFileError
 from keras_usm_lite.packing.packed_layer import PACKED_VARIABLES, describe, pack_layer, unpack_layer
 from keras_usm_lite.packing.packed_reader import DESCRIPTION, PackedReader, write_description
@@ -31,7 +33,7 @@ _MAX_PART = 1000  # characters that are shown of the beginning, and of the end, 
 def save_packed(model, path, archive=False, masks="enumerative", scales="float32", others="float32"):
     """Write a model as one file: integer codes, N:M patterns and scales instead of float kernels.
 
-    The container is safetensors; its metadata holds the model's Keras configuration and a description of every array
+    The container is safetensors; one of its arrays holds the model's Keras configuration and a description of the rest
     (`docs/packed_format.md`). By default `load_packed` gives bit-identical effective kernels and logits. The same model
     gives the same bytes. The file is written to a temporary name and renamed. Beside the model this takes the memory of
     the file and of one float32 kernel.
@@ -39,9 +41,10 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
     Args:
         model: a built Keras model with compressed layers.
         path: file to write.
-        archive: entropy-coded codes and masks, for downloads: each layer's with a range coder or Zstandard, whichever
-            is smaller, a little above their zeroth-order entropy; arrays have numbers for names. Reloads as exactly,
-            but takes longer and needs `pip install 'keras_usm_lite[archive]'`.
+        archive: entropy-coded, for downloads: the codes and the mask of each layer, and all other numbers byte by byte,
+            with a range coder or Zstandard, whichever is smaller, a little above their zeroth-order entropy; in one
+            array instead of many. Reloads as exactly, but takes longer, and needs
+            `pip install 'keras_usm_lite[archive]'`.
         masks: "enumerative" (near log2 C(M, N) bits per group) or "positions" (ceil(log2 M) bits per kept weight, the
             paper's accounting and NVIDIA's metadata).
         scales: "float32" (exact), "float16" or "bfloat16". Every weight of a layer moves by at most a factor
@@ -86,7 +89,11 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
             described, arrays = _pack_variable(variable, others)
             described = _named(described, len(entries) + len(variables)) if archive else described
             variables.append(_add(described, arrays, tensors))
-    metadata = write_description(_model_config(model), entries, variables, tensors)
+    more_parts = {}
+    if archive:
+        joined, more_parts = join_arrays(tensors, demanded(entries, variables))
+        tensors = {JOINED: joined}
+    metadata = write_description(_model_config(model), entries, variables, tensors, more_parts)
     _write(path, tensors, metadata)
     return path
 
@@ -98,9 +105,10 @@ def load_packed(path, custom_objects=None):
     round. Scales are frozen at their stored values. For training on, keep the `.keras` file instead: the latent float
     kernels are not in a packed file.
 
-    The file is mapped and read layer by layer. It is trusted in nothing: every type, shape and checksum is verified,
-    and the model is built without weights to count them, before its weights take memory. The cap is 12 times what the
-    file describes. (Usually it is once; a `CompressedModel` builds its original first, which may be one itself.)
+    The file is mapped and read layer by layer; of an archive, what has no codes is read at once. It is trusted in
+    nothing: every type, shape and checksum is verified, and the model is built without weights to count them, before
+    its weights take memory. The cap is 12 times what the file describes. (Usually it is once; a `CompressedModel`
+    builds its original first, which may be one itself.)
 
     Args:
         path: file written by `save_packed`.
@@ -144,14 +152,13 @@ def _named(described, number):
 
 
 def _add(described, arrays, tensors):
-    """Add arrays to `tensors` under names that are still free and return the description as a dict with its name."""
+    """Add arrays to `tensors` under names that are still free and return the description with its name."""
     for number in itertools.count(1):
         name = described.name if number == 1 else f"{described.name}#{number}"
         named = {f"{name}{suffix}": array for suffix, array in arrays.items()}
         if not named.keys() & {*tensors, DESCRIPTION}:
             tensors.update(named)
-            fields = {**dataclasses.asdict(described), "name": name}
-            return {key: value for key, value in fields.items() if value is not None}
+            return dataclasses.replace(described, name=name)
 
 
 def _model_config(model):
