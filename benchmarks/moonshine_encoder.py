@@ -7,7 +7,7 @@ The encoder is built in Keras (`moonshine.py`) and held against that reference; 
 with `usm.compress`, as the paper does before it trains (absmax, magnitude) and with compensation (`usm.one_shot` with
 mse scales, calibrated on training recordings). The table, `results/moonshine_encoder.json`, gives the error of the
 encoder's output on recordings of the dev split: `sum |h - h^|^2 / sum |h - mean h|^2`. Its weights lie on an 8-bit grid
-already. The table is written after every cell.
+already. The table is written after every cell; started again, the same command goes on where it stopped.
 """
 
 import argparse
@@ -52,6 +52,14 @@ def output_error(model, recordings, expected):
     return float(error / np.square(frames - frames.mean(axis=0)).sum())
 
 
+def finished(result):
+    """Return the rows that the same command has already written."""
+    if not RESULT.exists():
+        return []
+    before = json.loads(RESULT.read_text())
+    return before["output error"] if before["command"] == result["command"] else []
+
+
 def main():
     """Build, verify, compress, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,12 +85,14 @@ def main():
         "command": f"python benchmarks/moonshine_encoder.py --weights FOLDER --data {corpus.name}",
         "recordings": len(recordings), "frames": sum(h.shape[1] for h in expected),
         "calibration frames": int(np.prod(calibration.shape[:2])),
-        "largest difference from the reference": difference, "output error": [],
+        "largest difference from the reference": difference,
     }  # fmt: skip
+    result["output error"] = finished(result)
+    done = [(row["bits"], row["pattern"]) for row in result["output error"]]
     for width, pattern in itertools.product(WIDTHS, PATTERNS):
-        if not (width or pattern):
-            continue
         row = {"bits": width or "float", "pattern": pattern or "dense"}
+        if not (width or pattern) or (*row.values(),) in done:
+            continue
         for way, compensated in (("absmax, magnitude", False), ("compensated", True)):
             model = compressed(encoder, width, pattern, compensated, calibration)
             row[way] = output_error(model, recordings, expected)
