@@ -37,7 +37,7 @@ from grid_plan import (
 )
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-ARCHIVE_VERSION = 3  # of the packed format; rows without it have sizes of archives of version 2
+ARCHIVE_VERSION = 3  # of the packed format, set by hand: a row says what its sizes are; without it, version 2
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(ROOT, "benchmarks", "results")
 

@@ -32,7 +32,7 @@ class Tensor(NamedTuple):
 class Draft:
     """A packed file in its parts. `file()` puts them together; what is set to a value is taken instead of made anew.
 
-    The arrays of an archive are taken apart, and joined again in the order in which they then are.
+    The arrays of an archive are taken apart, and joined again in the order of the description, if that can be.
     """
 
     def __init__(self, content):
@@ -49,11 +49,11 @@ class Draft:
             self.tensors = self._apart()
         self.crc32 = self.text = self.description = None
         self.layout = {}  # "streams" or "planes" of an archive
+        self.planes = {}  # by their numbers: form and bytes
 
     def _apart(self):
         """Return the arrays of an archive by their names."""
-        layers = [PackedEntry(**entry) for entry in self.parts["layers"]]
-        demands = demanded(layers, [PackedVariable(**entry) for entry in self.parts["variables"]])
+        demands = self._demands()
         arrays, tensors = JoinedArrays(_OneTensor(self.tensors[JOINED]), [JOINED], demands, self.parts), {}
         for name, demand in demands.items():
             array = arrays[name]
@@ -66,13 +66,44 @@ class Draft:
         if not self.archive:
             return self.tensors, {}
         arrays, demands = {}, {}
-        for name, (kind, _, data) in self.tensors.items():
+        for name in self._order():
+            kind, _, data = self.tensors[name]
             dtype = DTYPES.get(kind, np.dtype("uint8"))
             array = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
             stream = name.rpartition("/")[2] in STREAMS
             arrays[name], demands[name] = array, ArrayDemand(dtype.name, array.shape, array.size if stream else None)
         joined, layout = join_arrays(arrays, demands)
-        return {JOINED: Tensor("U8", joined.shape, joined.tobytes())}, {**layout, **self.layout}
+        data, end = joined.tobytes(), sum(layout["streams"])
+        pieces = [data[:end]]
+        for number, (form, size) in enumerate(layout["planes"]):
+            form, plane = self.planes.get(number, (form, data[end : end + size]))
+            layout["planes"][number] = form, len(plane)
+            pieces.append(plane)
+            end += size
+        data = b"".join(pieces)
+        return {JOINED: Tensor("U8", (len(data),), data)}, {**layout, **self.layout}
+
+    def plane_counts(self):
+        """How many bytes each plane of an archive stands for."""
+        counts = {}
+        for name in self._order():
+            kind, _, data = self.tensors[name]
+            if name.rpartition("/")[2] not in STREAMS:
+                counts[kind] = counts.get(kind, 0) + len(data)
+        sizes = {kind: DTYPES.get(kind, np.dtype("uint8")).itemsize for kind in counts}
+        return [counts[kind] // sizes[kind] for kind in counts for _ in range(sizes[kind])]
+
+    def _demands(self):
+        layers = [PackedEntry(**entry) for entry in self.parts["layers"]]
+        return demanded(layers, [PackedVariable(**entry) for entry in self.parts["variables"]])
+
+    def _order(self):
+        """The names of the arrays as the description lists them, then all others."""
+        try:
+            described = [name for name in self._demands() if name in self.tensors]
+        except Exception:  # a description that is damaged lists nothing
+            described = []
+        return dict.fromkeys([*described, *self.tensors])
 
     @functools.cached_property
     def sealed_text(self):

@@ -276,10 +276,21 @@ def array(draft, draw):
     draft.tensors[name] = Tensor(dtype, shape, data)
 
 
+def plane(draft, draw):
+    """Replace a plane of an archive by another of another coder, with right checksums of bytes."""
+    planes = draft.contained[1]["planes"]
+    number = draw.randrange(len(planes))
+    form, _ = planes[number]
+    count = draft.plane_counts()[number] + draw.choice([0, 0, 0, 1, -1, 10**6])
+    coder, data = recoded(draw, count, 256, 256, draw.randbytes(count))
+    draft.planes[number] = coder or form, data
+    del draft.contained
+
+
 def stream(draft, draw):
     """Replace a stream by another of another coder, with right checksums of symbols that may be none."""
-    import zstandard
-
+    if draft.archive and draw.random() < 0.3:
+        return plane(draft, draw)
     entry = draw.choice(draft.parts["layers"])
     about = PackedEntry(**entry)
     sizes = {"codes": (about.kept_rows * about.columns, about.alphabet)} if about.quantized else {}
@@ -290,13 +301,24 @@ def stream(draft, draw):
     name = f"{about.name}/{'codes' if field == 'codes' else about.mask_key}"
     highest = draw.choice([1, alphabet, alphabet, alphabet + 1, 256])
     count += draw.choice([0, 0, 0, 1, -1, 10**6])
+    coder, data = recoded(draw, count, alphabet, highest, draft.tensors[name].data)
+    entry[field] = coder or entry[field]
+    if about.mask_key == "positions" and field == "masks":
+        draft.tensors[f"{about.name}/patterns"] = draft.tensors.pop(name)
+        name = f"{about.name}/patterns"
+    draft.tensors[name] = Tensor("U8", (len(data),), data)
+
+
+def recoded(draw, count, alphabet, highest, old):
+    """Return a coder, None for that of the old stream, and a stream of some symbols below `highest`."""
+    import zstandard
+
     symbols = bytes(draw.randrange(min(highest, 256)) for _ in range(min(count, 5000))).ljust(count, b"\0")
     frame = zstandard.ZstdCompressor(level=draw.choice([1, 19, 22]), write_content_size=draw.random() < 0.9)
     table = draw.choice([
         bytes(2 * alphabet), b"\xff" * 2 * alphabet, draw.randbytes(2 * alphabet), b"\1\0" + bytes(2 * alphabet - 2),
         bytes(2 * alphabet - 2) + b"\xff\xff",
     ])  # fmt: skip
-    old = draft.tensors[name].data
     bodies = {
         "zstd": frame.compress(symbols),
         "frames": frame.compress(symbols) + frame.compress(b""),
@@ -310,11 +332,7 @@ def stream(draft, draw):
     kind = draw.choice([*bodies])
     crc = old[:4] if draw.random() < 0.3 else struct.pack("<I", zlib.crc32(symbols))
     data = crc + bodies[kind] + bytes(draw.choice([0, 0, 0, 4]))
-    entry[field] = {"range": "range", "damaged": entry[field]}.get(kind, "zstd")
-    if about.mask_key == "positions" and field == "masks":
-        draft.tensors[f"{about.name}/patterns"] = draft.tensors.pop(name)
-        name = f"{about.name}/patterns"
-    draft.tensors[name] = Tensor("U8", (len(data),), data)
+    return {"range": "range", "damaged": None}.get(kind, "zstd"), data
 
 
 def metadata(draft, draw):

@@ -12,7 +12,7 @@ from keras import ops
 from safetensors import safe_open
 
 import keras_usm_lite as usm
-from keras_usm_lite.packing.packed_reader import JOINED, NAMED
+from keras_usm_lite.packing.packed_reader import VERSION_JOINED, VERSION_NAMED
 from keras_usm_lite.packing.patterns import enumerative_bits, pattern_table, word_layout
 from keras_usm_lite.packing.positions import position_list_bits
 
@@ -57,15 +57,15 @@ def test_the_bytes_and_checksums_of_the_page_are_those_of_its_code(example, tmp_
     assert keras.saving.deserialize_keras_object(parts["model"]).name == "example"
     with safe_open("example.usm", "numpy") as file:
         crc = zlib.crc32(file.get_tensor("description").tobytes())
-    assert metadata == {"keras_usm_lite.packed": f"{NAMED} {crc}"}
-    assert f"# The packed file, versions {NAMED} and {JOINED}\n" in PAGE
+    assert metadata == {"keras_usm_lite.packed": f"{VERSION_NAMED} {crc}"}
+    assert f"# The packed file, versions {VERSION_NAMED} and {VERSION_JOINED}\n" in PAGE
     _, tensors, _ = written(usm.save_packed(example, tmp_path / "b.usm", masks="positions", scales="bfloat16"))
     assert len(reduced) == 2 and reduced.items() <= contents(tensors).items()
 
 
 def test_the_archive_of_the_example_has_one_array_and_the_parts_that_the_page_lists(example, tmp_path):
     metadata, tensors, parts = written(usm.save_packed(example, tmp_path / "a.usm", archive=True))
-    assert metadata["keras_usm_lite.packed"].startswith(f"{JOINED} ") and list(tensors) == ["arrays"]
+    assert metadata["keras_usm_lite.packed"].startswith(f"{VERSION_JOINED} ") and list(tensors) == ["arrays"]
     plain, _ = tables()
     patterns, codes, scale = (plain[f"example/tiny/{key}"][0] for key in ("patterns", "codes", "scale"))
     assert tensors["arrays"].tobytes().hex(" ") == f"{patterns} {codes} {scale}"  # of one number: planes are its bytes

@@ -37,7 +37,8 @@ def encode(symbols, alphabet, plain_size):
     * "range": range coder with one static table of frequencies, `ceil(65535 count_s / max count)`
     * "zstd": the symbols as bytes (two each, low byte first, if `alphabet > 256`), compressed by Zstandard
 
-    Both streams start with the CRC-32 of the symbols as bytes. The bytes are laid out in `docs/packed_format.md`.
+    Both streams start with the CRC-32 of the symbols as bytes. The bytes are laid out in `docs/packed_format.md`. Words
+    of zeros are added to a range-coded stream of less than 1/64 of `plain_size`, which `decode` would not be given.
 
     Args:
         symbols: 1-D array of integers, `0 <= symbol < alphabet`.
@@ -62,7 +63,9 @@ def encode(symbols, alphabet, plain_size):
     symbols = np.asarray(symbols, _symbol_dtype(alphabet))
     checksum = struct.pack("<I", zlib.crc32(symbols.tobytes()))
     zstd = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(symbols.tobytes())
-    streams = {"range": checksum + _range_encode(symbols, alphabet), "zstd": checksum + zstd}
+    coded = checksum + _range_encode(symbols, alphabet)
+    missing = max(-(-plain_size // EXPANSION) - len(coded), 0)
+    streams = {"range": coded + bytes(-(-missing // 4) * 4), "zstd": checksum + zstd}
     usable = [key for key, stream in streams.items() if plain_size / EXPANSION <= len(stream) < plain_size]
     if not usable:
         return None

@@ -1,17 +1,19 @@
 """`JoinedArrays`: the arrays of a file of version 3, an archive, cut out of the only one that it has."""
 
 import collections
+import zlib
 
 import ml_dtypes
 import numpy as np
 
-from keras_usm_lite.packing.array_demand import check_expansion, checksum
+from keras_usm_lite.packing.array_demand import check_expansion
 from keras_usm_lite.packing.entropy import decode, encode
 from keras_usm_lite.packing.packed_entry import CODERS
 from keras_usm_lite.packing.packed_file_error import PackedFileError
 
 JOINED = "arrays"  # name of that array
 _BYTES = 256  # the alphabet of a plane
+_BLOCK = 2**20  # bytes that are read at a time for the checksum
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16}  # that NumPy does not know by name
 
 
@@ -46,6 +48,7 @@ def join_arrays(arrays, demands):
         for place in range(itemsize):
             plane = np.concatenate([some.view(np.uint8)[place::itemsize] for some in numbers])
             planes.append(encode(plane, _BYTES, plane.size) or ("bytes", plane))
+        del numbers
     parts = {"streams": [stream.size for stream in streams], "planes": [(form, plane.size) for form, plane in planes]}
     pieces = streams + [plane for _, plane in planes]
     return np.concatenate([np.zeros(0, np.uint8), *pieces]), parts
@@ -76,7 +79,7 @@ class JoinedArrays:
         found, size = self._view.get_dtype(), tuple(self._view.get_shape())
         if found != "U8" or len(size) != 1:
             raise PackedFileError(f"the array {JOINED!r} has type {found} and shape {size}, expected U8 and one axis.")
-        if [checksum(file.get_tensor(JOINED))] != description["crc32"]:
+        if [self._checksum(size[0])] != description["crc32"]:
             raise PackedFileError(f"the array {JOINED!r} is damaged (checksum mismatch).")
         lengths = _checked_streams(demands, description["streams"])
         lengths |= _checked_planes(demands, description["planes"])
@@ -95,6 +98,12 @@ class JoinedArrays:
         if demand.dtype not in self._decoded:
             self._decoded[demand.dtype] = self._decode(demand.dtype)
         return self._decoded[demand.dtype][name]
+
+    def _checksum(self, size):
+        crc = 0
+        for start in range(0, size, _BLOCK):
+            crc = zlib.crc32(self._view[start : min(start + _BLOCK, size)], crc)
+        return crc
 
     def _read(self, where):
         if where.start == where.stop:  # which safetensors refuses at the end of an array

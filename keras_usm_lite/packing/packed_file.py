@@ -36,7 +36,7 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
     The container is safetensors; one of its arrays holds the model's Keras configuration and a description of the rest
     (`docs/packed_format.md`). By default `load_packed` gives bit-identical effective kernels and logits. The same model
     gives the same bytes. The file is written to a temporary name and renamed. Beside the model this takes the memory of
-    the file and of one float32 kernel.
+    the file and of one float32 kernel; an archive up to four times the memory of what has no codes more.
 
     Args:
         model: a built Keras model with compressed layers.
@@ -105,10 +105,10 @@ def load_packed(path, custom_objects=None):
     round. Scales are frozen at their stored values. For training on, keep the `.keras` file instead: the latent float
     kernels are not in a packed file.
 
-    The file is mapped and read layer by layer; of an archive, what has no codes is read at once. It is trusted in
-    nothing: every type, shape and checksum is verified, and the model is built without weights to count them, before
-    its weights take memory. The cap is 12 times what the file describes. (Usually it is once; a `CompressedModel`
-    builds its original first, which may be one itself.)
+    The file is mapped and read layer by layer; what has no codes in an archive is read at once, and takes its memory
+    twice. The file is trusted in nothing: every type, shape and checksum is verified, and the model is built without
+    weights to count them, before its weights take memory. The cap is 12 times what the file describes. (Usually it is
+    once; a `CompressedModel` builds its original first, which may be one itself.)
 
     Args:
         path: file written by `save_packed`.
@@ -147,7 +147,7 @@ def _pack_variable(variable, others):
 
 
 def _named(described, number):
-    """Names are labels, said twice in a file; in an archive, whose bytes count, numbers do."""
+    """Names are labels; in an archive, whose bytes count, numbers do."""
     return dataclasses.replace(described, name=str(number))
 
 
@@ -233,23 +233,36 @@ def _deserialize(config, custom_objects):
 
 
 def _fill(model, file):
-    """Put every array where it belongs: layers and variables in the order of the model."""
+    """Put every array where it belongs: layers and variables in the order of the model.
+
+    Nothing is read before all that is described is what the model has.
+    """
     layers = compressed_layers(model)
+    _check_layers(layers, file)
+    packed = set().union(*map(_packed_variables, layers))
+    variables = [variable for variable in model.weights if id(variable) not in packed]
+    _check_variables(variables, file)
+    for layer, entry in zip(layers, file.layers, strict=True):
+        try:
+            unpack_layer(layer, entry, file.layer_arrays(entry))
+        except ValueError as error:
+            raise PackedFileError(f"layer {entry.name!r}: {error}") from error
+    for variable, described in zip(variables, file.variables, strict=True):
+        variable.assign(restore(file.variable_arrays(described), described.dtype))
+
+
+def _check_layers(layers, file):
     if len(layers) != len(file.layers):
         raise PackedFileError(f"describes {len(file.layers)} compressed layers, but its model has {len(layers)}.")
-    packed = set()
     for layer, entry in zip(layers, file.layers, strict=True):
         for key, value in describe(layer).items():
             if getattr(entry, key) != value:
                 raise PackedFileError(
                     f"layer {entry.name!r} has {key}={getattr(entry, key)!r}, but its model has {value!r}."
                 )
-        try:
-            unpack_layer(layer, entry, file.layer_arrays(entry))
-        except ValueError as error:
-            raise PackedFileError(f"layer {entry.name!r}: {error}") from error
-        packed |= _packed_variables(layer)
-    variables = [variable for variable in model.weights if id(variable) not in packed]
+
+
+def _check_variables(variables, file):
     if len(variables) != len(file.variables):
         raise PackedFileError(f"describes {len(file.variables)} other variables, but its model has {len(variables)}.")
     for variable, described in zip(variables, file.variables, strict=True):
@@ -258,7 +271,6 @@ def _fill(model, file):
                 f"variable {described.name!r} is {described.dtype} {described.shape}, but its model has "
                 f"{variable.dtype} {tuple(variable.shape)}."
             )
-        variable.assign(restore(file.variable_arrays(described), described.dtype))
 
 
 def _packed_variables(layer):

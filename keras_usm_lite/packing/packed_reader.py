@@ -16,17 +16,18 @@ from keras_usm_lite.packing.packed_file_error import PackedFileError
 from keras_usm_lite.packing.packed_variable import PackedVariable
 
 FORMAT = "keras_usm_lite.packed"  # key of the only text in the file's metadata
-NAMED, JOINED = "2", "3"  # versions: of files whose arrays have names, and of archives
+VERSION_NAMED, VERSION_JOINED = "2", "3"  # of files whose arrays have names, and of archives
 DESCRIPTION = "description"  # name of the array that describes the others
 _MAX_DESCRIPTION = 2**23  # bytes of JSON
 _MAX_CONTAINERS = 2**18  # lists and dicts in it, each of which takes some hundred bytes as a Python object
-_ARRAYS = {NAMED: NamedArrays, JOINED: JoinedArrays}
+_ARRAYS = {VERSION_NAMED: NamedArrays, VERSION_JOINED: JoinedArrays}
 
 
 class PackedReader:
-    """A packed file. Opening it maps it into memory; an array is copied out of it when it is asked for.
+    """A packed file. Opening it maps it into memory; an array is copied or decoded when it is asked for.
 
-    Opening checks, in this order and before anything of the size of the model is allocated: the container, the version,
+    Opening checks, in this order and with memory for no more than the largest array of a file with named arrays: the
+    container, the version,
     the checksum of the description, every field of it, names, types and shapes of all arrays, and their checksums.
 
     Args:
@@ -111,7 +112,7 @@ def write_description(model, layers, variables, arrays, more_parts):
     _check_size(text)
     packed = np.frombuffer(zlib.compress(text, 9), np.uint8)
     arrays[DESCRIPTION] = packed
-    return {FORMAT: f"{JOINED if more_parts else NAMED} {checksum(packed)}"}
+    return {FORMAT: f"{VERSION_JOINED if more_parts else VERSION_NAMED} {checksum(packed)}"}
 
 
 def _fields(described):

@@ -10,6 +10,7 @@ TYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
     "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
+MAX_AXES = 32  # of a variable; a shape of millions of axes would take minutes to multiply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,8 @@ class PackedVariable:
     stored: str
 
     def __post_init__(self):
-        whole = isinstance(self.shape, (tuple, list)) and all(type(size) is int and size >= 0 for size in self.shape)
+        axes = isinstance(self.shape, (tuple, list)) and len(self.shape) <= MAX_AXES
+        whole = axes and all(type(size) is int and 0 <= size < 2**63 for size in self.shape)
         if not whole or not isinstance(self.name, str):
             raise ValueError(f"variable {self.name!r} cannot have the shape {self.shape!r}.")
         object.__setattr__(self, "shape", tuple(self.shape))

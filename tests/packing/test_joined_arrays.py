@@ -1,5 +1,8 @@
 """Joined arrays: whatever is joined comes back bit for bit, in fewer bytes where bytes repeat."""
 
+import json
+import pathlib
+import re
 import zlib
 
 import ml_dtypes
@@ -70,20 +73,25 @@ def test_numbers_of_like_size_take_fewer_bytes_than_they_have(tmp_path):
 
 
 def test_noise_is_stored_as_it_is(tmp_path):
-    arrays = {"a": np.frombuffer(np.random.default_rng(0).bytes(40_000), "float32")}
+    arrays = {"a": np.frombuffer(np.random.default_rng(0).bytes(2_500_000), "float32")}
     _, size = reopened(arrays, tmp_path)
-    assert size == 40_000
+    assert size == 2_500_000
 
 
 def test_the_layout_is_that_of_the_format_description():
-    """docs/packed_format.md, section "Archives": streams, then for each type its lowest bytes, then the next ones."""
+    """Streams, then for each type its lowest bytes, then the next ones: the example of docs/packed_format.md."""
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "packed_format.md").read_text()
+    (described,) = re.findall(r"\| `arrays` \| `([0-9a-f ]+)` \|", page)
+    (layout,) = re.findall(r"\| in the description \| `(.+)` \|", page)
+
     arrays = {
         "0/patterns": np.uint8([1, 2]), "0/codes": np.uint8([3]), "0/scale": np.float16([1.0, 1.5]),
         "1": np.float32([[2.0]]), "2": np.float16([-1.0]),
     }  # fmt: skip
     demands = {name: demand(name, array) for name, array in arrays.items()}
     joined, parts = join_arrays(arrays, demands)
-    assert joined.tobytes().hex(" ") == "01 02 03 00 00 00 3c 3e bc 00 00 00 40"
+    assert joined.tobytes().hex(" ") == described == "01 02 03 00 00 00 3c 3e bc 00 00 00 40"
+    assert json.loads(json.dumps(parts)) == json.loads(f"{{{layout}}}")
     assert parts == {"streams": [2, 1], "planes": [("bytes", 3)] * 2 + [("bytes", 1)] * 4}
     assert not arrays
 

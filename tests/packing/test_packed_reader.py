@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import keras_usm_lite as usm
+from keras_usm_lite.packing.packed_reader import PackedReader
 
 X = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
 
@@ -330,10 +331,16 @@ def test_an_archive_that_contradicts_itself_is_refused_whatever_its_checksums(da
 
 def test_an_archive_of_version_2_is_read_as_ever():
     """Written when the arrays of archives had names too, from this model."""
-    old = usm.load_packed(pathlib.Path(__file__).with_name("archive_of_version_2.usm"))
-    model, draw = small(), np.random.default_rng(0)
+    path = pathlib.Path(__file__).with_name("archive_of_version_2.usm")
+    (entry,) = PackedReader(path).layers
+    assert (entry.codes, entry.masks) == ("range", "range")
+    old, draw = usm.load_packed(path), np.random.default_rng(0)
+    layers = [keras.Input((64,)), usm.QuantDense(96, "int4", sparsity="2:4", name="a"), keras.layers.Dense(2, name="b")]
+    model = keras.Sequential(layers, name="small")
     for weight in model.trainable_variables:
-        weight.assign(draw.normal(size=weight.shape) ** 5)
+        weight.assign(draw.normal(size=weight.shape))
+    kernel = model.get_layer("a").kernel
+    kernel.assign(array(kernel) * np.tile([9, 6, 3, 1], 16)[:, None])
     usm.update_masks(model)
     found, expected = (array(kind.get_layer("a").quantized_kernel()[0]) for kind in (old, model))
     np.testing.assert_array_equal(found, expected)
@@ -341,6 +348,17 @@ def test_an_archive_of_version_2_is_read_as_ever():
         np.testing.assert_array_equal(array(found), array(expected))
     effective = [array(kind.get_layer("a").effective_kernel()) for kind in (old, model)]
     np.testing.assert_allclose(*effective, rtol=2.0**-11)  # float16 scales
+
+
+def test_nothing_is_decoded_for_variables_that_the_model_does_not_have(archive):
+    def edit(header, tensors):
+        header["variables"].append({"name": "9", "shape": [64], "dtype": "float64", "stored": "float64"})
+        header["planes"] += [["zstd", 1]] * 8  # no frames
+        tensors["arrays"] = np.r_[tensors["arrays"], np.zeros(8, "uint8")]
+
+    changed(archive, edit)
+    with pytest.raises(usm.PackedFileError, match="describes 4 other variables, but its model has 3"):
+        usm.load_packed(archive)
 
 
 def test_an_archive_without_its_packages_says_what_to_install(archive, monkeypatch):

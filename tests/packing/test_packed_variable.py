@@ -34,6 +34,8 @@ def test_a_scalar_is_one_element():
         ("a", [-3], "float32", "float32"),
         ("a", [3.0], "float32", "float32"),
         ("a", [True], "float32", "float32"),
+        ("a", [2**63], "float32", "float32"),
+        ("a", [9] * 10**6, "float32", "float32"),
         ("a", [3], "complex64", "complex64"),
         ("a", [3], "float64", "float32"),
         ("a", [3], "int32", "int8"),
