@@ -1,10 +1,10 @@
-"""Write the archives of the grid's finished runs anew after a change of the packed format, and their new sizes.
+"""Measure the archives of the grid's finished runs anew after a change of the packed format.
 
     python benchmarks/grid_repack.py --data CORPUS
 
-Takes the trained models that `grid.py` left in its output folder, or that are published; nothing is trained. A file
-that does not read back to the very weights that the old one holds stops everything, so the error rates in the rows stay
-those of the files. Runs of which neither is left keep their rows.
+Takes the packed files that `grid.py` left in its output folder, or that are published; nothing is trained, and they
+stay as they are. A file that does not read back to the very weights that the old one holds stops everything, so the
+error rates in the rows stay those of the files. Runs of which neither is left keep their rows.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import tempfile
 from grid import ARCHIVE_VERSION, RESULTS, ROOT, packed_files, read_rows
 from grid_plan import file_name
 
-DESCRIPTION_BYTES = 100  # by which the description of a published model, which was loaded before, may be longer
+DESCRIPTION_BYTES = 100  # by which the file of a published model may be longer, as it was loaded before
 
 
 def parse_arguments():
@@ -31,8 +31,7 @@ def files_of(row, corpus, folder):
     """Return `{kind: path}` of the packed files of a run as they are, kinds as in its row; other sizes are refused."""
     path = os.path.join(folder, file_name(row["run"]))
     files = {kind: f"{path}{end}" for kind, end in (("packed", ".usm"), ("archive", ".archive.usm"))}
-    if not os.path.exists(files["archive"]):
-        files = published(row, corpus)
+    files = {kind: file for kind, file in files.items() if os.path.exists(file)} or published(row, corpus)
     for kind, file in files.items():
         size, expected = os.path.getsize(file), row["bytes"][kind]
         if abs(size - expected) > DESCRIPTION_BYTES:
@@ -69,6 +68,7 @@ def main():
     """Repack every run whose files are still there."""
     args = parse_arguments()
     import keras
+    import moonshine  # noqa: F401  registers its classes
 
     import keras_usm_lite as usm
     from keras_usm_lite.data.manifest import replacing

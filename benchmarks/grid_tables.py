@@ -209,7 +209,7 @@ def ablation_markdown(cells):
 
 
 def plot(path, corpus, cells):
-    """The frontier: dev WER against the bytes of the archive for everything that was trained."""
+    """The frontier: dev WER against the bytes of the archive for everything that was trained; old archives hollow."""
     try:
         import matplotlib
     except ImportError:
@@ -228,10 +228,14 @@ def plot(path, corpus, cells):
             continue
         if bits is None:
             continue
-        axes.plot(share, error, "o" if recipe == "paper" else "^", color=f"C{bits}", alpha=0.8)
+        filled = f"C{bits}" if sizes_of(rows)["archive_version"] == ARCHIVE_VERSION else "none"
+        axes.plot(share, error, "o" if recipe == "paper" else "^", color=f"C{bits}", markerfacecolor=filled, alpha=0.8)
         name = f"{cell_name(bits, pattern)} {recipe}"
         axes.annotate(name, (share, error), fontsize=6, xytext=(4, 2), textcoords="offset points")
     axes.axvline(9.4, color="grey", linestyle=":", label="the paper's size, 9.4 %")
+    axes.plot(
+        [], [], "^", color="grey", markerfacecolor="none", label="hollow: archive of version 2, larger than today's"
+    )
     axes.set(xscale="log", xlabel="archive, % of FP32 (whole file)", ylabel="dev WER, %", title=corpus)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
