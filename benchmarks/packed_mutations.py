@@ -52,6 +52,16 @@ def leaves(tree):
     return places
 
 
+def rearrange(entries, kind, draw):
+    """Repeat an entry of a list, exchange all, or drop one."""
+    if kind == "repeat":
+        entries.insert(draw.randrange(len(entries)), draw.choice(entries))
+    elif kind == "shuffle":
+        draw.shuffle(entries)
+    else:
+        entries.pop(draw.randrange(len(entries)))
+
+
 def layer_field(draft, draw):
     """Change one or two fields of a layer's description; half the time make its arrays anew to fit."""
     entry = draw.choice(draft.parts["layers"])
@@ -122,12 +132,7 @@ def part(draft, draw):
         parts[draw.choice(NAMES)] = anything(draw)
     elif isinstance(parts[name], list):
         entries = list(parts[name])
-        if kind == "repeat":
-            entries.insert(draw.randrange(len(entries)), draw.choice(entries))
-        elif kind == "shuffle":
-            draw.shuffle(entries)
-        else:
-            entries.pop(draw.randrange(len(entries)))
+        rearrange(entries, kind, draw)
         draft.parts = {**parts, name: entries}
         draft.crc32 = entries if name == "crc32" else None
 
@@ -150,12 +155,8 @@ def layout(draft, draw):
                 entries[place][1] += change
     elif kind == "replace":
         entries = anything(draw)
-    elif kind == "repeat":
-        entries.insert(draw.randrange(len(entries)), draw.choice(entries))
-    elif kind == "shuffle":
-        draw.shuffle(entries)
     else:
-        entries.pop(draw.randrange(len(entries)))
+        rearrange(entries, kind, draw)
     draft.layout = {name: entries}
     del draft.contained  # made anew with it
 
