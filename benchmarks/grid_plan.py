@@ -110,7 +110,7 @@ def _plan():
     yield from ((4, "2:4", recipe, seed) for seed in (0, 1, 2) for recipe in ("refitted, brisk", "matched, brisk"))
     for seed in range(6):  # three seeds left intervals of 20 % on asc_connected
         yield (*CONTROL, seed)
-        yield from ((*cell, "distilled", seed) for cell in (*CENTRE[:3], (3, None)))
+        yield from ((*cell, "distilled", seed) for cell in (*CENTRE[:3], (3, None), (3, "1:4")))
         yield from ((*cell, f"late{', four levels' * (cell[0] == 2)}", seed) for cell in (*CENTRE, (3, None)))
     for seed in (4, 5, 6, 1, 2, 3):  # 4 to 6 for asc_connected, 1 to 3 for so762: earlier float models were not kept
         yield (*CONTROL, seed)
