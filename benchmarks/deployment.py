@@ -94,7 +94,6 @@ def measure_parity(usm, model, dataset, tokenizer, path):
 def run_cell(usm, small, tiny, task, name, folder):
     """Make one row of the table, or read the one an earlier run made."""
     from finetune_usm_lite import write_json
-    from post_training_grid import calibration_batch
 
     finished = os.path.join(folder, "cell.json")
     if os.path.exists(finished):
@@ -104,7 +103,7 @@ def run_cell(usm, small, tiny, task, name, folder):
     width, pattern = CELLS[name]
     start = time.time()
     row = {"bytes": write_files(usm, compressed(usm, small, width, pattern), folder)}
-    model = compressed(usm, tiny, width, pattern, calibration_batch(task, utterances=64, frames=160))
+    model = compressed(usm, tiny, width, pattern, task.calibration_batch(64, 160))
     path = os.path.join(folder, "tiny.tflite")
     row["parity"] = measure_parity(usm, model, task.labelled("test"), task.tokenizer, path)
     row["seconds"] = time.time() - start

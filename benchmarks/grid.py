@@ -68,14 +68,12 @@ def selected(args, finished):
 
 def train(usm, keras, args, folder, bits, pattern, name, seed):
     """Fine-tune one model, write its files, and return its row."""
-    from post_training_grid import calibration_batch
-
     recipe, run, start = RECIPES[name], run_name(bits, pattern, name, seed), time.time()
     keras.utils.set_random_seed(seed)
     task, epochs, rate = prepare(usm, args, seed)
     rate, budget, epochs = rate * recipe.rate, epochs, round(epochs * recipe.share)
     origin = usm.load_packed(args.float_model)
-    calibration = calibration_batch(task, 128, 300) if recipe.start in ("one-shot", "rounded") else None
+    calibration = task.calibration_batch() if recipe.start in ("one-shot", "rounded") else None
     if recipe.late:
         origin.set_weights(trained_control(keras, folder, seed).get_weights())
     model = compressed(usm, origin, bits, pattern, recipe, calibration)

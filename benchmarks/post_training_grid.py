@@ -52,19 +52,6 @@ def compressed(usm, float_model, quantization, pattern, permute, clever, calibra
     return model
 
 
-def calibration_batch(task, utterances, frames):
-    """Return one batch of training features, the recordings nearest to `frames` frames, cut or padded to that."""
-    import numpy as np
-
-    rate = round(task.frontend.num_frames(10 * task.frontend.sample_rate) / 10)  # frames a second
-    nearest = sorted(task.utterances["train"], key=lambda utterance: abs(rate * utterance.duration - frames))
-    rows = [np.asarray(task.frontend(task.audio(utterance)[None]))[0, :frames] for utterance in nearest[:utterances]]
-    features = np.zeros((len(rows), frames, rows[0].shape[1]), np.float32)
-    for row, values in zip(features, rows, strict=True):
-        row[: len(values)] = values
-    return {"features": features, "lengths": np.array([len(values) for values in rows])}
-
-
 def size_of(usm, model):
     """Whole-file bytes of the packed form."""
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +140,7 @@ def main():
         if before["float_model"] != checksum or before["command"] != content["command"]:
             raise SystemExit(f"{path} is of another model or command. Move it away to measure this one.")
         content = before
-    calibration = calibration_batch(task, args.utterances, args.frames)
+    calibration = task.calibration_batch(args.utterances, args.frames)
     _, float_texts = task.transcribe(float_model.predict_on_batch, "test")
     done = {(cell["bits"], cell["pattern"]) for cell in content["cells"]}
     for bits in BITS:

@@ -1,6 +1,7 @@
 """`compress`: any Keras 3 model, with some of its layers made low-bit and N:M sparse."""
 
 import re
+import warnings
 
 import keras
 from keras import ops
@@ -26,8 +27,9 @@ TARGETS = (None, "litert")
 def compress(model, rules, target=None):
     """Return a copy of a model whose layers named by `rules` multiply by compressed kernels.
 
-    The copy has the same weights, inputs and outputs, and is not compiled. Masks start dense: fine-tune with
-    `callbacks.NMPruning`, or prune at once with `update_masks`. What no rule touched is listed by `report`.
+    The copy has the same weights, inputs and outputs, what is frozen stays frozen, and it is not compiled. Masks start
+    dense: fine-tune with `callbacks.NMPruning`, or prune at once with `update_masks`. What no rule touched is listed by
+    `report`. A kernel that another layer reads, too (tied weights), is compressed for the layer that owns it only.
 
     Args:
         model: a built Keras 3 model: functional, Sequential, subclassed, nested. Its layers are copied through
@@ -44,9 +46,9 @@ def compress(model, rules, target=None):
         mention them, the result is a `CompressedModel`, which remembers the rules and saves and loads like any model.
 
     Raises:
-        ValueError: a model that is not built, a rule that is not understood or matches nothing, layers that a rule's
-            compression does not fit or the target cannot run (all of them at once, with the reasons), or a layer held
-            in something else than attributes, lists, tuples and dicts.
+        ValueError: a model that is not built, a rule that is not understood or decides about no layer, layers that a
+            rule's compression does not fit or the target cannot run (all of them at once, with the reasons), a layer
+            held in something else than attributes, lists, tuples and dicts, or a graph with a `call` of its own.
 
     Source: arXiv 2312.08553, section 3 (which layers of a Conformer are compressed).
 
@@ -60,19 +62,23 @@ def compress(model, rules, target=None):
     patterns = _parse_rules(rules)
     if target not in TARGETS:
         raise ValueError(f"target={target!r} is not known; choose one of {TARGETS}.")
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"compress() needs a keras.Model, got a {type(model).__name__}. Compress the model it is in.")
     if not model.built:
         raise ValueError(f"Model {model.name!r} is not built; call it on a batch, or build() it, before compress().")
     layers = _compressible_layers(model)
     known = [layer_path(layer) for layer in layers]
     chosen = [next((number for number, pattern in enumerate(patterns) if pattern.search(path)), None) for path in known]
-    unused = [pattern.pattern for number, pattern in enumerate(patterns) if number not in chosen]
-    if unused:
-        raise ValueError(
-            f"No compressible layer matches {unused}. Layers that can be compressed: {known[:20]}"
-            f"{' ...' if len(known) > 20 else ''}."
+    _check_used(patterns, chosen, known)
+    _check_fit(model, layers, chosen, list(rules.values()), target)
+    small = apply_rules(model, rules, chosen)
+    if model.weights and not small.trainable_variables:
+        warnings.warn(
+            f"The copy of {model.name!r} is frozen, as the model is (a Distiller freezes its teacher). To train it, "
+            "set its `trainable` to True.",
+            stacklevel=2,
         )
-    _check_fit(layers, chosen, list(rules.values()), target)
-    return apply_rules(model, rules, chosen)
+    return small
 
 
 def apply_rules(model, rules, chosen):
@@ -211,20 +217,42 @@ def _parse_rules(rules):
     return patterns
 
 
+def _check_used(patterns, chosen, known):
+    """Refuse rules that no layer falls under, with the reason."""
+    shadowed, unused = [], []
+    for number, pattern in enumerate(patterns):
+        if number not in chosen:
+            (shadowed if any(map(pattern.search, known)) else unused).append(pattern.pattern)
+    if unused:
+        raise ValueError(
+            f"No compressible layer matches {unused}. Layers that can be compressed: {known[:20]}"
+            f"{' ...' if len(known) > 20 else ''}."
+        )
+    if shadowed:
+        raise ValueError(
+            f"Every layer that {shadowed} matches falls under an earlier rule, and the first match wins. Put special "
+            "rules before general ones."
+        )
+
+
 def _resolve(pair):
     return QuantizationConfig.resolve(pair[0]), SparsityConfig.resolve(pair[1])
 
 
-def _check_fit(layers, chosen, pairs, target):
+def _check_fit(model, layers, chosen, pairs, target):
     """Raise one error that names every layer its rule does not fit."""
     problems = {}  # by path: layers that share one have the same problem to mend
+    normalized = {
+        id(found.layer) for found in walk_layers(model) if isinstance(found, keras.layers.SpectralNormalization)
+    }
     for layer, number in zip(layers, chosen, strict=True):
         if number is None:
             continue
         quantization, sparsity = _resolve(pairs[number])
         inner = layer.layer if isinstance(layer, CompressedLayer) else layer
-        if getattr(inner, "lora_enabled", False):
-            problems[layer_path(layer)] = "has LoRA enabled. Save the model and load it without LoRA, which merges them"
+        problem = _keras_problem(inner, normalized)
+        if problem is not None:
+            problems[layer_path(layer)] = problem
             continue
         kind, view = layer_kind(inner), kernel_view(inner)
         problem = fit_problem(kind, view, quantization, sparsity)
@@ -242,6 +270,17 @@ def _check_fit(layers, chosen, pairs, target):
             f"{len(problems)} layers cannot be compressed as their rule says:\n{lines}\n"
             f"To leave them as they are, put this rule first: {{{pattern!r}: (None, None)}}."
         )
+
+
+def _keras_problem(layer, normalized):
+    """Why a layer cannot be compressed after what Keras did to it, or None."""
+    if getattr(layer, "lora_enabled", False):
+        return "has LoRA enabled. Save the model and load it without LoRA, which merges them"
+    if getattr(layer, "quantization_mode", None):
+        return f"was quantized by Keras already (quantize({layer.quantization_mode!r})). Compress the model of before"
+    if id(layer) in normalized:
+        return "is wrapped in SpectralNormalization, which would go on with the kernel of before. Take it out of there"
+    return None
 
 
 def _compressible_layers(model):

@@ -22,8 +22,8 @@ def conformer_layout(mesh, axis="model"):
 
     A kernel `[inputs, outputs]` that widens or reads (`up`, `expand`, `query`, `key`, `value`) is split along its
     outputs, one that narrows or writes (`down`, `project`, `output`) along its inputs. A mask is split like its kernel,
-    bias and scales along outputs only. Everything else is replicated, the front end and the CTC head included. The
-    optimizer's moments follow their weights.
+    bias and scales along outputs only; the one scale of `per_tensor=True` cannot be split. Everything else is
+    replicated, the front end and the CTC head included. The optimizer's moments follow their weights.
 
     With `d` devices on `axis` and width `w`, a device holds `23 w^2 / d` weights of a block.
 

@@ -54,13 +54,20 @@ def rewrite(model, replace):
         The copy. Layers used in several places stay shared.
 
     Raises:
-        ValueError: the model is not built, or a layer cannot be rebuilt from its configuration.
+        ValueError: the model is not built, a layer cannot be rebuilt from its configuration, or a functional or
+            Sequential model has a `call` of its own.
     """
     if not model.built:
         raise ValueError(
             f"Model {model.name!r} is not built, so it has no weights to keep. Call it on a batch, or build() it."
         )
-    return _Rewriter(replace).copy(model)
+    rewriter = _Rewriter(replace)
+    copy = rewriter.copy(model)
+    for layer in walk_layers(model):  # parents first: a layer passes its flag on to all below it
+        new = rewriter.copies.get(id(layer))
+        if new is not None and new.trainable != layer.trainable:
+            new.trainable = layer.trainable
+    return copy
 
 
 def in_float32(model):
@@ -136,6 +143,12 @@ class _Rewriter:
 
     def _copy_graph(self, old, plain):
         """Functional and Sequential models are graphs of calls: build the same graph with new layers."""
+        if type(old).call not in [graph.call for graph in GRAPHS]:
+            raise ValueError(
+                f"Model {old.name!r} of class {type(old).__name__} is a graph of layers with a `call` of its own, "
+                "which a copy of the graph would not have. Put what `call` does into a layer, or make the class a "
+                "keras.Model that calls its layers itself."
+            )
         fresh = []
         if plain is None and type(old) not in (*GRAPHS, keras.Model):
             plain = self._from_config(old)  # a subclass makes its layers itself; not all of them have a configuration
@@ -168,6 +181,7 @@ class _Rewriter:
             if build_config and not new.built:
                 build_again(new, build_config, layer_path(old))
             new.set_weights(old.get_weights())
+            _finish_normalization(new)
         except Exception as error:
             raise _cannot_copy(old, error) from error
         self._exchange_below(old, new)
@@ -199,6 +213,13 @@ class _Rewriter:
         return new
 
 
+def _finish_normalization(layer):
+    """Let `Normalization` layers work out from their weights what they multiply by, as Keras does after loading."""
+    for found in walk_layers(layer):
+        if isinstance(found, keras.layers.Normalization):
+            found.finalize_state()
+
+
 def _clone(model, clone):
     """Return a graph, not compiled, of new layers; `clone` gives the new layer for an old one."""
     if isinstance(model, keras.Sequential):
@@ -219,8 +240,11 @@ def _cannot_copy(layer, error):
 def _attributes(layer):
     """Return the attributes that may hold sublayers; PyTorch keeps them apart, TensorFlow keeps a second list."""
     attributes = {**vars(layer), **vars(layer).get("_modules", {})}
-    internal = ("_layers", "_metrics", "_modules", "_tracker", "_self_unconditional", "_self_tracked")
-    return {name: value for name, value in attributes.items() if not name.startswith(internal)}
+    internal = ("_layers", "_metrics", "_modules", "_tracker")
+    tensorflow = ("_self_unconditional", "_self_tracked")
+    return {
+        name: value for name, value in attributes.items() if name not in internal and not name.startswith(tensorflow)
+    }
 
 
 def _held_layers(layer):

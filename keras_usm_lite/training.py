@@ -28,12 +28,17 @@ def warmup_cosine(learning_rate, steps, warmup=None):
     Returns:
         A `keras.optimizers.schedules.CosineDecay`.
 
+    Raises:
+        ValueError: a warmup that is not a share.
+
     Example:
 
     >>> schedule = warmup_cosine(0.5, steps=100)
     >>> [round(float(schedule(step)), 2) for step in (0, 25, 50, 100)]
     [0.0, 0.25, 0.5, 0.0]
     """
+    if warmup is not None and not 0 <= warmup <= 1:
+        raise ValueError(f"warmup={warmup!r} must be a share of the {steps} steps, from 0 to 1, or None.")
     rising = max(steps // 10, min(WARMUP, steps // 2)) if warmup is None else int(warmup * steps)
     falling = max(steps - rising, 1)
     return keras.optimizers.schedules.CosineDecay(0.0, falling, warmup_target=learning_rate, warmup_steps=rising)

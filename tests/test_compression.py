@@ -362,3 +362,73 @@ def test_inputs_that_the_pattern_does_not_divide_are_refused_with_the_layer():
 def test_a_rule_that_is_not_understood_is_refused(rules, message):
     with pytest.raises(ValueError, match=message):
         usm.compress(sequential(), rules)
+
+
+def test_a_rule_behind_a_more_general_one_is_told_so():
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(4, name="body"), keras.layers.Dense(2, name="head")]
+    )
+    with pytest.raises(ValueError, match="'head'.*earlier rule"):
+        usm.compress(model, {".*": ("int4", None), "head": ("int8", None)})
+
+
+def test_a_layer_in_place_of_a_model_is_refused():
+    with pytest.raises(ValueError, match="needs a keras.Model, got a Dense"):
+        usm.compress(keras.layers.Dense(2), {".*": ("int4", None)})
+
+
+def test_what_keras_has_quantized_or_normalizes_is_refused_with_the_layer():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="body")])
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="body was quantized by Keras"):
+        usm.compress(model, {"body": ("int4", None)})
+    wrapped = keras.layers.SpectralNormalization(keras.layers.Dense(4, name="body"))
+    with pytest.raises(ValueError, match="body is wrapped in SpectralNormalization"):
+        usm.compress(keras.Sequential([keras.Input((8,)), wrapped]), {"body": ("int4", None)})
+
+
+def test_the_copy_of_a_frozen_model_is_frozen_and_says_so():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    model.trainable = False
+    with pytest.warns(UserWarning, match="is frozen"):
+        assert not usm.compress(model, {".*": ("int4", None)}).trainable_variables
+
+
+@pytest.mark.parametrize("wrap", ["compress", "distil", "co-train"])
+def test_what_wraps_a_model_of_float16_scales_its_loss_as_the_model_would(wrap):
+    sizes = {"num_layers": 1, "dim": 16, "num_heads": 2, "subsampling_channels": 4, "num_mel_bins": 16}
+    model = usm.USMForCTC(9, dtype="mixed_float16", **sizes)
+    small = usm.compress(model, {"ffn": ("int4", None)})
+    wrapped = {
+        "compress": lambda: small,
+        "distil": lambda: usm.Distiller(small, model),
+        "co-train": lambda: usm.CoTrainer(small),
+    }[wrap]()
+    wrapped.compile("adam", keras.losses.CTC())
+    assert isinstance(wrapped.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def test_the_copy_leaves_inputs_to_the_model_whatever_policy_is_global():
+    class Exact(keras.Model):
+        def __init__(self):
+            super().__init__(autocast=False, dtype="float32")
+            self.out = keras.layers.Dense(4, dtype="float32")
+
+        def call(self, inputs):
+            return self.out(inputs)
+
+        def get_config(self):
+            return {}
+
+        @classmethod
+        def from_config(cls, config):
+            return cls()
+
+    model, x = Exact(), np.float32(1) + np.arange(32, dtype="float32").reshape(4, 8) / 4096
+    model(x)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        copy = usm.compress(model, {"dense": (None, "2:4")})
+    finally:
+        keras.config.set_dtype_policy("float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(copy(x)), ops.convert_to_numpy(model(x)))

@@ -275,3 +275,76 @@ def test_a_model_of_sixteen_bits_is_copied_into_float32_with_its_weights_whereve
 def test_a_model_of_float32_is_not_copied():
     model = keras.Sequential([keras.Input((UNITS,)), dense("first")])
     assert in_float32(model) is model
+
+
+@keras.saving.register_keras_serializable("test_rewrite")
+class Normalized(keras.Model):
+    """Normalizes its inputs by statistics it has seen, as a subclassed model."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.normalization = keras.layers.Normalization()
+        self.out = dense("out")
+
+    def call(self, inputs):
+        return self.out(self.normalization(inputs))
+
+
+@pytest.mark.parametrize("kind", ["Sequential", "subclassed"])
+def test_normalization_goes_on_with_the_statistics_it_was_adapted_to(kind):
+    x = np.random.default_rng(0).normal(5, 3, size=(64, UNITS)).astype("float32")
+    normalization = keras.layers.Normalization()
+    normalization.adapt(x)
+    model = keras.Sequential([keras.Input((UNITS,)), normalization, dense("out")])
+    if kind == "subclassed":
+        model = Normalized()
+        model.normalization.adapt(x)  # before the first call: Keras would build it in a scope that ends
+        model(x)
+    copy = rewrite(model, lambda layer: None)
+    np.testing.assert_allclose(array(copy(x)), array(model(x)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_is_frozen_stays_frozen_and_nothing_else(kind):
+    model = MODELS[kind]()
+    frozen, *others = dense_layers(model)
+    frozen.trainable = False
+    copy = rewrite(model, wider)
+    flags = [layer.trainable for layer in dense_layers(copy)]
+    assert flags == [False, *(True for _ in others)]
+    assert len(copy.trainable_variables) == len(model.trainable_variables)
+
+
+@pytest.mark.parametrize("base", [keras.Sequential, keras.Model])
+def test_a_graph_with_a_call_of_its_own_is_refused_as_its_copy_would_compute_something_else(base):
+    class Doubled(base):
+        def call(self, inputs, training=None, mask=None):
+            return 2 * super().call(inputs, training=training, mask=mask)
+
+    inputs, layer = keras.Input((UNITS,)), dense("a")
+    model = Doubled([inputs, layer]) if base is keras.Sequential else Doubled(inputs, layer(inputs))
+    with pytest.raises(ValueError, match="Doubled.*`call` of its own"):
+        rewrite(model, wider)
+
+
+def test_layers_are_found_in_attributes_whose_names_begin_like_those_of_keras():
+    class Listed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self._layers_of_mine = [dense("a")]
+            self._metrics_head = dense("b")
+
+        def call(self, inputs):
+            return self._metrics_head(self._layers_of_mine[0](inputs))
+
+        def get_config(self):
+            return {}
+
+        @classmethod
+        def from_config(cls, config):
+            return cls()
+
+    model = Listed()
+    model(X)
+    copy = rewrite(model, wider)
+    assert [layer.activation for layer in dense_layers(copy)] == 2 * [keras.activations.relu]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_usm_lite as usm
+from keras_usm_lite.training import warmup_cosine
 
 TOKENIZER = usm.WordTokenizer(["a", "b"])
 TINY = {"num_layers": 1, "dim": 16, "num_heads": 2, "subsampling_channels": 4, "dropout": 0.0}
@@ -104,3 +105,9 @@ def test_the_recipe_trains_what_wraps_a_recogniser(wrapper):
     usm.compile_ctc(learner, 1e-2, steps=2 * len(train))
     history = usm.fit_ctc(learner, train, batches(shuffle=False), TOKENIZER, 2, verbose=0).history
     assert history["loss"][1] < history["loss"][0]
+
+
+@pytest.mark.parametrize("warmup", [600, -0.1])
+def test_a_warmup_that_is_not_a_share_of_the_training_is_refused(warmup):
+    with pytest.raises(ValueError, match="share of the 1000 steps"):
+        warmup_cosine(1e-3, 1000, warmup)

@@ -34,7 +34,8 @@ class Backup(keras.callbacks.Callback):
     Put it *first* in the list: other callbacks then find the restored state when training begins, and have done their
     part of an epoch when it is written. The order of the data must follow from the epoch (`fit_ctc` sees to it, by
     `SpeechBatches.set_epoch`). Callbacks of Keras that remember, such as `EarlyStopping` and
-    `ModelCheckpoint(save_best_only=True)`, start afresh.
+    `ModelCheckpoint(save_best_only=True)`, start afresh; a training that one of them stopped is not at its end, so the
+    same `fit` trains on. After a continuation, masks and bits come later by the steps that loss scaling has skipped.
 
     Args:
         folder: where `training.zip` is kept, one folder per training; it is made if missing.
@@ -161,7 +162,7 @@ class Backup(keras.callbacks.Callback):
         for number, array in enumerate(_torch_generators()):
             _write_array(archive, f"torch_{number}.npy", array)
         description = {"epoch": epoch, "schedule_factor": schedule_factor(self.model), "logs": self._logs}
-        archive.writestr(DESCRIPTION, json.dumps(description, default=float))
+        archive.writestr(DESCRIPTION, json.dumps(description, default=lambda value: np.asarray(value).tolist()))
 
     def _read(self, archive):
         variables = self._variables()

@@ -73,6 +73,12 @@ class NMPruning(StepCallback):
         for name, (value, least) in minimum.items():
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        if decay is None and decay_steps:
+            raise ValueError(
+                f"decay_steps={decay_steps} without decay: choose 'linear' or 'exponential', or leave it out."
+            )
+        if gradual and num_shots == 1:
+            raise ValueError("gradual=True prunes shot by shot: choose num_shots of at least 2.")
         shots = Shots(start_step, num_shots, interval, gradual)
         if schedule is not None and shots != Shots():
             raise ValueError("schedule replaces start_step, num_shots, interval and gradual; leave those out.")
@@ -99,7 +105,7 @@ class NMPruning(StepCallback):
                 "or drop the callback; layers with every_step=True need it for start_step and freeze_step only."
             )
         self._done, self._fading = None, True
-        self._frozen = None if self.shots.first else False  # unknown: a training that continues may be past the start
+        self._frozen = None  # unknown: a training may continue, or follow one that froze the masks
 
     def on_step(self, step):
         """Make the masks if one is due, or was due before this training began; let pruned weights fade."""
@@ -112,6 +118,9 @@ class NMPruning(StepCallback):
             self.synchronize()
             if step - due < self._steps_per_call() or self._missed(due):
                 self.flips = sum(layer.update_mask(n=self.shots.kept(layer.sparsity, due)) for layer in self._layers)
+            if self.decay is None:
+                for layer in self._layers:
+                    layer.mask_fade.assign(0.0)  # what an earlier training with decay left
         if self.decay is not None:
             self._fade(step)
 

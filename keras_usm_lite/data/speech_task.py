@@ -168,6 +168,32 @@ class SpeechTask:
             found.append((x, np.array([row + [0] * (length - len(row)) for row in rows], "int32"), weight))
         return found
 
+    def calibration_batch(self, recordings=128, frames=300):
+        """Return one batch of training features for `usm.one_shot`: recordings of about equal length, little padding.
+
+        Args:
+            recordings: how many; those nearest to `frames`, fewer if there are not so many.
+            frames: frames of each, cut or padded with zeros. All together should be ten times the inputs of the widest
+                layer, after subsampling.
+
+        Returns:
+            `{"features": float32 [recordings, frames, bins], "lengths": int [recordings]}`.
+
+        Raises:
+            ValueError: less than one recording or frame.
+        """
+        if recordings < 1 or frames < 1:
+            raise ValueError(
+                f"recordings={recordings!r} and frames={frames!r} must be at least 1; 128 and 300 are usual."
+            )
+        rate = round(self.frontend.num_frames(10 * self.frontend.sample_rate) / 10)  # frames a second
+        nearest = sorted(self.utterances["train"], key=lambda utterance: abs(rate * utterance.duration - frames))
+        rows = [ops.convert_to_numpy(self.frontend(self.audio(row)[None]))[0, :frames] for row in nearest[:recordings]]
+        features = np.zeros((len(rows), frames, rows[0].shape[1]), np.float32)
+        for row, values in zip(features, rows, strict=True):
+            row[: len(values)] = values
+        return {"features": features, "lengths": np.array([len(values) for values in rows])}
+
     def audio(self, utterance):
         """Return the samples of an utterance, float32 at the front end's sample rate."""
         return load_audio(utterance.path, self.frontend.sample_rate)

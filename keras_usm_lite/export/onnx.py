@@ -23,7 +23,7 @@ def export_onnx(model, path, sample_rate_input=None, batch=1, length=None, front
     make integers of them again.
 
     Keras converts through tf2onnx on the TensorFlow backend, where batch or length may be free, and through PyTorch's
-    exporter on the PyTorch backend, where both must be fixed: `pip install keras_usm_lite[onnx]`.
+    exporter on the PyTorch backend, where both must be fixed: `pip install onnx tf2onnx onnxscript`.
 
     Args:
         model: `USMForCTC` or its compressed copy.
@@ -92,7 +92,7 @@ def _check_converter():
         )
     if importlib.util.find_spec(CONVERTERS[backend]) is None:
         raise ImportError(
-            f"export_onnx on the {backend} backend needs {CONVERTERS[backend]}: pip install keras_usm_lite[onnx]."
+            f"export_onnx on the {backend} backend needs {CONVERTERS[backend]}: pip install onnx {CONVERTERS[backend]}."
         )
 
 

@@ -196,6 +196,7 @@ class CompressedKernel:
         new = nm_mask(self.mask_scores(), n or self.sparsity.n, m or self.sparsity.m)
         flips = int(ops.sum(ops.cast(ops.not_equal(new, self.mask), "int32")))
         self.mask.assign(new)
+        self.mask_fade.assign(0.0)
         self.update_scale(only=("mse",))
         return flips
 
@@ -223,6 +224,8 @@ class CompressedKernel:
     def set_frozen_scale(self, scale, zero_point=None):
         """Set the scale (and zero point) and keep them from now on."""
         self.kernel_scale.assign(ops.convert_to_numpy(scale))  # two variables must not share a buffer on JAX
+        if self.quantization.scale == "learned":
+            self.scale_gain.assign(ops.ones(self.scale_gain.shape))  # the scale has it in it
         if zero_point is not None:
             self.kernel_zero_point.assign(zero_point)
         self.scale_frozen.assign(1.0)

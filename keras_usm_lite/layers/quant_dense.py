@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_usm_lite.core.quantize import WIDEST_BITS
 from keras_usm_lite.layers.compressed_kernel import CompressedKernel, compression_config, resolve_compression
 
 
@@ -111,9 +112,11 @@ class QuantDense(CompressedKernel, keras.layers.Layer):
             return ops.matmul(inputs, ops.cast(self.forward_kernel(training), self.compute_dtype))
         codes, scale, zero_point = self._train_codes()
         codes = codes if zero_point is None else codes - zero_point
-        product = ops.matmul(inputs, ops.cast(codes, self.compute_dtype))
+        # Codes of about 1 by a power of two, which is exact: float16 ends at 65504, and sums of 8-bit codes get there.
+        unit = ops.power(2.0, ops.minimum(ops.convert_to_tensor(self.bits), WIDEST_BITS) - 1.0)
+        product = ops.matmul(inputs, ops.cast(codes / unit, self.compute_dtype))
         # The float32 scale that is served; a 16-bit copy of it would be another.
-        return ops.cast(ops.cast(product, "float32") * scale[0], self.compute_dtype)
+        return ops.cast(ops.cast(product, "float32") * (unit * scale[0]), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         """`[..., inputs] -> [..., units]`."""

@@ -11,6 +11,9 @@ def recomputed(layer, inputs, **kwargs):
     the layer enter and leave as values, so the second computation repeats the first, its dropout included, and changes
     nothing. `keras.RematScope` of Keras 3.15 cannot do this: it refuses layers that are called with `training`.
 
+    What is computed again must not be used from outside. So where the layer's `call` was exchanged for one that keeps
+    outputs (`Distiller`), this one is kept instead, by its attribute `exchange_output`.
+
     Args:
         layer: a built layer.
         inputs: a float tensor.
@@ -36,10 +39,14 @@ def recomputed(layer, inputs, **kwargs):
         changed[:] = [number for number, value in enumerate(after) if value is not state[number]]
         return outputs, [after[number] for number in changed], losses
 
-    weights = [ops.convert_to_tensor(variable) for variable in layer.trainable_variables]
+    # Copies: TensorFlow's eager recomputation counts the gradient of a variable that it is given itself twice.
+    weights = [ops.copy(variable) for variable in layer.trainable_variables]
     outputs, values, losses = keras.remat(call)(inputs, *weights)
     for number, value in zip(changed, values, strict=True):
         layer.non_trainable_variables[number].assign(value)
     for loss in losses:
         layer.add_loss(loss)
+    keeper = vars(layer).get("call")
+    if keeper is not None:
+        keeper.exchange_output(outputs)
     return outputs

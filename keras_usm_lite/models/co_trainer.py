@@ -69,8 +69,8 @@ class CoTrainer(keras.Model):
         seed=None,
         name=None,
     ):
-        super().__init__(name=name, autocast=False)
         _check(student, high_bits, low_weight, kl_weight)
+        super().__init__(name=name, autocast=False, dtype=student.dtype_policy)  # by which Keras scales losses
         self.student = student
         self.high_bits = high_bits
         self.low_weight = low_weight

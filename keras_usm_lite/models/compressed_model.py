@@ -32,7 +32,8 @@ class CompressedModel(keras.Model):
 
     def __init__(self, model, template, rules, chosen, **kwargs):
         kwargs.setdefault("name", model.name)
-        super().__init__(**kwargs)
+        # Inputs are left to the model inside. Keras scales losses by the policy of the model that is compiled.
+        super().__init__(**kwargs, autocast=False, dtype=model.dtype_policy)
         self.model = model
         if isinstance(template, keras.Model):
             template = keras.saving.serialize_keras_object(template)

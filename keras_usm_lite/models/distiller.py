@@ -9,6 +9,7 @@ from keras import ops
 from keras_usm_lite.core.distillation import hidden_mse, posterior_kl
 from keras_usm_lite.layers.conformer_block import ConformerBlock
 from keras_usm_lite.models.replicas import replica_share
+from keras_usm_lite.models.usm_encoder import USMEncoder
 from keras_usm_lite.models.usm_for_ctc import IMPOSSIBLE
 from keras_usm_lite.rewrite import layer_path, walk_layers
 
@@ -49,7 +50,7 @@ class Distiller(keras.Model):
 
     Raises:
         ValueError: models that are not built or that share weights, hidden layers that do not correspond (with
-            `hidden_weight`), or numbers out of range.
+            `hidden_weight`) or lie inside blocks with `remat=True`, or numbers out of range.
 
     Source: Hinton et al. 2015 (arXiv 1503.02531).
 
@@ -75,8 +76,8 @@ class Distiller(keras.Model):
         hidden_layers=None,
         name=None,
     ):
-        super().__init__(name=name, autocast=False)
         _check_models(student, teacher)
+        super().__init__(name=name, autocast=False, dtype=student.dtype_policy)  # by which Keras scales losses
         for label, value in (("kl_weight", kl_weight), ("hidden_weight", hidden_weight), ("loss_weight", loss_weight)):
             if value < 0:
                 raise ValueError(f"{label} must not be negative, got {value!r}.")
@@ -215,6 +216,7 @@ def _recorded(layers):
             outputs.append(call(*args, **kwargs))
             return outputs[-1]
 
+        record.exchange_output = lambda output: outputs.__setitem__(-1, output)  # for `recomputed`
         return record
 
     for layer in layers:
@@ -252,3 +254,12 @@ def _check_hidden(student, teacher, pattern):
             f"hidden_weight compares layer with layer, but the student has {len(found[0])} of them, {found[0]}, and "
             f"the teacher {len(found[1])}, {found[1]}. Choose others with hidden_layers, or use hidden_weight=0."
         )
+    hidden = {id(layer) for layer in _hidden_layers(student, pattern)}
+    encoders = [layer for layer in walk_layers(student) if isinstance(layer, USMEncoder) and layer.settings["remat"]]
+    for block in (block for encoder in encoders for block in encoder.blocks):
+        inside = [layer_path(layer) for layer in walk_layers(block) if layer is not block and id(layer) in hidden]
+        if inside:
+            raise ValueError(
+                f"hidden_weight cannot compare {inside[0]!r}, which lies in a block that is computed again in the "
+                "backward pass. Compare whole blocks, or build the student with remat=False."
+            )

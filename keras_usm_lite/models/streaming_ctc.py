@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_usm_lite.layers.masking import frame_mask
 from keras_usm_lite.models.usm_for_ctc import IMPOSSIBLE
+from keras_usm_lite.rewrite import in_float32
 
 LAG = 3  # frames that the subsampling leaves for the next step: output t ends with frame 4 t
 
@@ -26,7 +27,8 @@ class StreamingCTC(keras.layers.Layer):
     `kernel_size - 1` frames of each block's convolution. Attention stays within its chunk and remembers nothing.
 
     Args:
-        model: a `USMForCTC` with `chunk_size` and `causal_conv=True`, or its baked or compressed copy.
+        model: a `USMForCTC` with `chunk_size` and `causal_conv=True`, or its baked or compressed copy; one that
+            computes in 16 bits is copied to float32.
         frontend: the `LogMel` the model was trained with, for audio in; None for features in.
         chunks: attention chunks per step.
 
@@ -54,7 +56,7 @@ class StreamingCTC(keras.layers.Layer):
 
     def __init__(self, model, frontend=None, chunks=1, **kwargs):
         super().__init__(dtype="float32", **kwargs)
-        self.model = _recogniser(model)
+        self.model = _recogniser(in_float32(model))
         self.frontend = frontend
         settings = self.model.encoder.settings
         if settings["chunk_size"] is None or not settings["causal_conv"]:

@@ -92,9 +92,8 @@ def set_schedule_factor(model, factor):
     """
     if factor != schedule_factor(model):
         optimizer = _inner(model)
-        optimizer.learning_rate = Slowed(
-            getattr(optimizer._learning_rate, "schedule", optimizer._learning_rate), factor
-        )
+        schedule = optimizer._learning_rate
+        optimizer.learning_rate = Slowed(schedule.schedule if isinstance(schedule, Slowed) else schedule, factor)
         model.make_train_function(force=True)
 
 

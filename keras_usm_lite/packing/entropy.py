@@ -110,7 +110,7 @@ def _coders():
         import zstandard
     except ImportError as error:
         raise ImportError(
-            "Packed archives need the packages constriction and zstandard: pip install 'keras_usm_lite[archive]'. "
+            "Packed archives need the packages constriction and zstandard: pip install constriction zstandard. "
             "Files written with archive=False do not."
         ) from error
     return constriction, zstandard

@@ -43,8 +43,7 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
         path: file to write.
         archive: entropy-coded, for downloads: the codes and the mask of each layer, and all other numbers byte by byte,
             with a range coder or Zstandard, whichever is smaller, a little above their zeroth-order entropy; in one
-            array instead of many. Reloads as exactly, but takes longer, and needs
-            `pip install 'keras_usm_lite[archive]'`.
+            array instead of many. Reloads as exactly, but takes longer.
         masks: "enumerative" (near log2 C(M, N) bits per group) or "positions" (ceil(log2 M) bits per kept weight, the
             paper's accounting and NVIDIA's metadata).
         scales: "float32" (exact), "float16" or "bfloat16". Every weight of a layer moves by at most a factor

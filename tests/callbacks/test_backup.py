@@ -227,3 +227,12 @@ def test_the_file_is_a_plain_archive_of_arrays(tmp_path):
     interrupted(tmp_path, epoch=0)
     shapes = [variable.shape for variable in np.load(tmp_path / "training.zip").values() if hasattr(variable, "shape")]
     assert shapes.count((8, 8)) == 3  # the kernel and its two moments
+
+
+def test_logs_may_be_vectors(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    model.compile("sgd", "categorical_crossentropy", metrics=[keras.metrics.F1Score(average=None)])
+    x, y = np.ones((6, 4), "float32"), np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2]]
+    for epochs in (1, 2):
+        history = model.fit(x, y, epochs=epochs, verbose=0, callbacks=[Backup(str(tmp_path))]).history
+    assert np.shape(history["f1_score"]) == (2, 3)

@@ -317,3 +317,43 @@ def test_averaged_weights_obey_the_masks_and_are_keras_average_of_the_kernels(tm
     loaded = usm.load_packed(usm.save_packed(model, tmp_path / "averaged.usm"))
     served = array(loaded.get_layer("hidden").effective_kernel())
     np.testing.assert_array_equal(served, array(hidden.effective_kernel()))
+
+
+def test_a_second_training_thaws_masks_that_the_first_one_froze():
+    keras.utils.set_random_seed(0)
+    own = usm.QuantDense(UNITS, None, sparsity=usm.SparsityConfig(every_step=True), name="own")
+    model = keras.Sequential([keras.Input((UNITS,)), own, keras.layers.Dense(3)])
+    trained(NMPruning(freeze_step=5), compiled(model))
+    assert float(array(own.mask_frozen)) == 1.0
+    frozen = []
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: frozen.append(synced(model, own)))
+    compiled(model).fit(X, Y, batch_size=2, verbose=0, callbacks=[NMPruning(freeze_step=6), watch])
+    assert frozen == [0.0] * 6 + [1.0] * 2
+
+
+def synced(model, layer):
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+    return float(array(layer.mask_frozen))
+
+
+def test_what_an_interrupted_decay_has_left_is_pruned_by_a_training_without_decay():
+    model = compiled(network())
+    with pytest.warns(UserWarning, match="before pruned weights had faded"):
+        model.fit(X, Y, batch_size=2, verbose=0, callbacks=[NMPruning(decay="linear", decay_steps=100)])
+    assert float(array(model.layers[0].mask_fade)) > 0.9
+    model.fit(X, Y, batch_size=2, verbose=0, callbacks=[NMPruning()])
+    assert np.mean(array(model.layers[0].effective_kernel()) != 0) <= 0.5
+
+
+def test_update_masks_ends_a_decay():
+    model = network()
+    model.layers[0].mask_fade.assign(0.9)
+    usm.update_masks(model)
+    assert np.mean(array(model.layers[0].effective_kernel()) != 0) <= 0.5
+
+
+@pytest.mark.parametrize("arguments", [{"decay_steps": 5}, {"gradual": True}])
+def test_arguments_that_would_do_nothing_are_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        NMPruning(**arguments)

@@ -185,3 +185,14 @@ def test_labelled_batches_hold_the_texts_of_their_rows_and_nothing_for_rows_that
 def test_a_text_that_cannot_be_spelled_has_no_labels(task):
     with pytest.raises(ValueError, match="sideways"):
         task.labelled("test")
+
+
+def test_a_calibration_batch_takes_the_recordings_nearest_to_its_length_cut_or_padded(task):
+    batch = task.calibration_batch(recordings=2, frames=115)  # of 1, 1.125, 1.25 and 1.375 seconds
+    short, long = (np.asarray(task.frontend(task.audio(row)[None]))[0] for row in task.utterances["train"][1:3])
+    assert len(short) < 115 < len(long) and batch["lengths"].tolist() == [len(short), 115]
+    np.testing.assert_array_equal(batch["features"][0, : len(short)], short)
+    np.testing.assert_array_equal(batch["features"][0, len(short) :], 0)
+    np.testing.assert_array_equal(batch["features"][1], long[:115])
+    with pytest.raises(ValueError, match="at least 1"):
+        task.calibration_batch(recordings=0)

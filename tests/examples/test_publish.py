@@ -105,7 +105,7 @@ def test_an_archive_is_smaller_and_its_card_and_tflite_are_those_of_what_it_read
     folder = run(plain / "model.usm", "--archive", folder=tmp_path)
     card = json.loads((folder / "card.json").read_text())
     assert card["packed"] == (folder / "model.usm").stat().st_size < (plain / "model.usm").stat().st_size
-    assert "| `model.usm`, an archive: `pip install" in (folder / "README.md").read_text()
+    assert "| `model.usm`, an archive |" in (folder / "README.md").read_text()
     (layer, *_), (before, *_) = (usm.compressed_layers(usm.load_packed(one / "model.usm")) for one in (folder, plain))
     codes, scale = (np.array(part) for part in layer.quantized_kernel())
     np.testing.assert_array_equal(codes, np.array(before.quantized_kernel()[0]))

@@ -17,7 +17,7 @@ SIZE = {"num_layers": 1, "dim": 32, "num_heads": 2, "kernel_size": 3, "subsampli
 
 converts = pytest.mark.skipif(
     CONVERTER is None or not all(importlib.util.find_spec(name) for name in (CONVERTER, "onnxruntime")),
-    reason=f"needs onnxruntime and a converter, {CONVERTER} on {BACKEND}: pip install keras_usm_lite[onnx]",
+    reason=f"needs onnxruntime and a converter, {CONVERTER} on {BACKEND}: pip install onnxruntime",
 )
 
 

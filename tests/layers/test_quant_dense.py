@@ -185,9 +185,23 @@ def test_a_learned_scale_starts_anew_when_it_is_estimated_and_rests_when_it_is_f
     layer.freeze_scale()
     layer.scale_gain.assign(3.0 * array(layer.scale_gain))
     np.testing.assert_array_equal(array(layer.quantized_kernel()[1]), np.float32(1.5) * estimated)
-    layer.scale_frozen.assign(0.0)
+    layer.freeze_scale()
+    layer.scale_frozen.assign(0.0)  # thawed, it goes on from there
+    np.testing.assert_array_equal(array(layer.quantized_kernel()[1]), np.float32(1.5) * estimated)
     layer.update_scale()
     np.testing.assert_array_equal(array(layer.quantized_kernel()[1]), estimated)
+
+
+def test_sums_of_integer_codes_stay_within_float16():
+    x = np.full((1, 1024), 100, "float32")
+    dense = keras.layers.Dense(4, dtype="mixed_float16")
+    dense.build(x.shape)
+    layer = usm.QuantDense(4, usm.QuantizationConfig(8, form="native"), dtype="mixed_float16")
+    layer.build(x.shape)
+    kernel = np.abs(np.random.default_rng(0).normal(0, 0.02, (1024, 4)).astype("float32"))
+    dense.kernel.assign(kernel)
+    layer.kernel.assign(kernel)
+    np.testing.assert_allclose(array(layer(x)), array(dense(x)), rtol=0.01)
 
 
 def test_hard_gradient_of_pruned_weights_is_zero_and_ste_passes():
@@ -319,3 +333,12 @@ def test_penalties_enter_the_training_loss_only():
     ) == pytest.approx(expected, rel=1e-4)
     layer(x)
     assert not layer.losses
+
+
+def test_the_largest_code_is_inside_the_range_for_the_gradient_of_a_learned_scale():
+    layer = built(usm.QuantizationConfig(2, scale="learned", form="fake"), inputs=4, units=1)
+    layer.kernel.assign([[1.0], [-1.0], [0.25], [1.5]])
+    layer.kernel_scale.assign([[1.0]])
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    upstream, (gradient, *_) = gradients(layer, x)
+    np.testing.assert_allclose(gradient, (x.T @ upstream) * [[1], [1], [1], [0]], rtol=1e-4, atol=1e-5)

@@ -246,3 +246,23 @@ def test_bad_arguments_are_refused_with_the_fix():
         Distiller(student, teacher, temperature=0)
     with pytest.raises(ValueError, match="teacher .* is not built"):
         Distiller(student, keras.Sequential([keras.layers.Dense(3)]))
+
+
+def changed_by_a_step(remat):
+    student, teacher = recogniser(1, remat=remat), recogniser(2)
+    distiller = compiled(Distiller(student, teacher, kl_weight=0.0, hidden_weight=1.0, loss_weight=0.0))
+    before = [array(weight) for weight in student.trainable_variables]
+    distiller.fit(batch(), LABELS, batch_size=4, epochs=1, shuffle=False, verbose=0)
+    return [array(weight) - old for weight, old in zip(student.trainable_variables, before, strict=True)]
+
+
+def test_hidden_states_of_blocks_that_are_computed_again_teach_as_others_do():
+    plain, again = changed_by_a_step(remat=False), changed_by_a_step(remat=True)
+    assert max(np.abs(change).max() for change in plain) > 1e-4
+    for expected, found in zip(plain, again, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_hidden_states_inside_a_block_that_is_computed_again_are_refused():
+    with pytest.raises(ValueError, match="computed again"):
+        Distiller(recogniser(1, remat=True), recogniser(2), hidden_weight=1.0, hidden_layers="ffn_start$")

@@ -178,3 +178,12 @@ def test_models_and_front_ends_that_cannot_stream_are_refused_with_the_fix(model
         StreamingCTC(keras.Sequential(name="other"))
     with pytest.raises(ValueError, match="needs the end of a recording.*Train with LogMel.normalization='running'"):
         join(StreamingCTC(models["float"], usm.LogMel(BINS)), audio)
+
+
+def test_a_model_of_sixteen_bits_streams_in_float32():
+    sizes = {"num_layers": 1, "dim": 16, "num_heads": 2, "subsampling_channels": 4, "num_mel_bins": 16}
+    model = usm.USMForCTC(9, chunk_size=4, causal_conv=True, dtype="mixed_bfloat16", **sizes)
+    step = StreamingCTC(model)
+    state = np.zeros((1, step.state_size), "float32")
+    out = step(np.ones((1, *step.chunk_shape), "float32"), np.array([step.chunk_shape[0]], "int32"), state)
+    assert ops.convert_to_numpy(out["logits"]).dtype == "float32"

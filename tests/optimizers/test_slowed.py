@@ -53,3 +53,22 @@ def test_a_slowed_schedule_follows_its_schedule_and_is_saved_with_the_optimizer(
     restored = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     for step in (0, 3, 10):
         assert float(restored._learning_rate(step)) == pytest.approx(0.5 * float(decay(step)))
+
+
+@keras.saving.register_keras_serializable("test_slowed")
+class Warm(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule of a user's own, which holds another one as `Slowed` does."""
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+
+    def __call__(self, step):
+        return 0.1 * self.schedule(step)
+
+
+def test_a_schedule_that_holds_another_is_slowed_as_a_whole():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(Warm(keras.optimizers.schedules.CosineDecay(1.0, 100))), "mse")
+    slow_down(model, 0.5)
+    slow_down(model, 0.5)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.025)

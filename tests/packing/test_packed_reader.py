@@ -363,7 +363,7 @@ def test_nothing_is_decoded_for_variables_that_the_model_does_not_have(archive):
 
 def test_an_archive_without_its_packages_says_what_to_install(archive, monkeypatch):
     monkeypatch.setitem(sys.modules, "constriction", None)
-    with pytest.raises(ImportError, match=r"pip install 'keras_usm_lite\[archive\]'"):
+    with pytest.raises(ImportError, match=r"pip install constriction zstandard"):
         usm.load_packed(archive)
 
 
