@@ -4,7 +4,7 @@
 
 Which recipe stands for "ours" in a cell is chosen by its error rate on dev, among those with three seeds (or, where no
 recipe has three, with the most). The test split is read here, and nowhere else; seeds are pooled, and the interval of
-a change comes from drawing utterances, all seeds of one together.
+a change comes from drawing utterances, all seeds of one together; a second one from drawing speakers.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def measured(usm, cells, key, folder, references):
+def measured(usm, cells, key, folder, spoken):
     """Return one cell under one recipe: error rates, change against its control of the same seeds, sizes; or None."""
     control = control_of(cells[key][0], cells)
     controls = {row["seed"] for row in cells.get(control, [])}
@@ -72,6 +72,7 @@ def measured(usm, cells, key, folder, references):
     if not rows:
         return None
     texts = [read_texts(folder, row["run"]) for row in rows]
+    references = [utterance.text for utterance in spoken]
     found = {
         "bits": key[0],
         "pattern": key[1],
@@ -86,7 +87,13 @@ def measured(usm, cells, key, folder, references):
     def change(base):
         heard = [read_texts(folder, run_name(*base, row["seed"])) for row in rows]
         result = usm.paired_bootstrap(references, heard, texts)
-        return {"control": base[2], "relative_change": result.relative_change, "interval": [result.low, result.high]}
+        wider = usm.paired_bootstrap(references, heard, texts, groups=[utterance.speaker for utterance in spoken])
+        return {
+            "control": base[2],
+            "relative_change": result.relative_change,
+            "interval": [result.low, result.high],
+            "interval_of_speakers": [wider.low, wider.high],
+        }
 
     if key != CONTROL:
         found |= change(control) | {"same_budget": budget(rows[0]) == budget(cells[control][0])}
@@ -103,15 +110,15 @@ def best_recipes(cells, bits, pattern):
     return sorted(known, key=lambda key: mean([row["dev_wer"] for row in others[key]]))
 
 
-def grid_table(usm, cells, folder, references, untrained):
+def grid_table(usm, cells, folder, spoken, untrained):
     """Return the cells of the paper's grid: without training, the paper's way, ours, and what came close to ours."""
     table = []
     for bits in BITS:
         for pattern in PATTERNS:
             keys, ways = best_recipes(cells, bits, pattern), {}
-            best = [way for way in (measured(usm, cells, key, folder, references) for key in keys) if way]
+            best = [way for way in (measured(usm, cells, key, folder, spoken) for key in keys) if way]
             if (bits, pattern, "paper") in cells:
-                ways["paper"] = measured(usm, cells, (bits, pattern, "paper"), folder, references)
+                ways["paper"] = measured(usm, cells, (bits, pattern, "paper"), folder, spoken)
             if best:
                 ways |= {"ours": best[0], "others": best[1:]}
             if ways or (bits, pattern) in untrained:
@@ -186,8 +193,22 @@ def grid_markdown(corpus, table, epochs):
             "|---|---|---|",
         ]
         lines += [f"| {name} | {way['recipe']} | {describe(way)} |" for name, way in others]
+    lines += ["", *speaker_lines(table)]
     lines += ["", "| paper (arXiv 2312.08553) | 9.4 % of the size | +7.3 % |", "|---|---|---|"]
     return "\n".join(lines) + "\n"
+
+
+def speaker_lines(table):
+    """The same changes when speakers are drawn instead of utterances, for readers."""
+    lines = ["The changes with the interval of drawing speakers, each with all of its utterances and seeds:", ""]
+    lines += ["| | recipe | change | seeds |", "|---|---|---|--:|"]
+    for cell in table:
+        for way in (cell.get("paper"), cell.get("ours"), *cell.get("others", ())):
+            if way and way["seeds"] and "interval_of_speakers" in way:
+                change = described_change({**way, "interval": way["interval_of_speakers"]})
+                name = cell_name(cell["bits"], cell["pattern"])
+                lines.append(f"| {name} | {way['recipe']} | {change} | {len(way['seeds'])} |")
+    return lines
 
 
 def ablation_markdown(cells):
@@ -256,8 +277,8 @@ def main():
     if not any((row["bits"], row["pattern"], row["recipe"]["name"]) == CONTROL for row in rows):
         raise SystemExit(f"{os.path.relpath(path, ROOT)}.jsonl has no float control yet; train it with grid.py first.")
     cells = by_cell(rows)
-    references = [utterance.text for utterance in usm.data.read_manifest(corpus.splits["test"])]  # every row is usable
-    table = grid_table(usm, cells, path, references, read_untrained(corpus.name, rows[0]["float_model"]))
+    spoken = usm.data.read_manifest(corpus.splits["test"])  # every row is usable
+    table = grid_table(usm, cells, path, spoken, read_untrained(corpus.name, rows[0]["float_model"]))
     text = grid_markdown(corpus.name, table, rows[0]["epochs"]) + "\n" + ablation_markdown(cells)
     for suffix, content in ((".md", text), (".json", json.dumps(table, indent=1) + "\n")):
         with replacing(path + suffix) as temporary, open(temporary, "w") as file:

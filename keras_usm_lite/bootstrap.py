@@ -23,6 +23,7 @@ class PairedBootstrap:
         p_value: two-sided p-value of "there is no change".
         utterances: number of utterances.
         draws: number of resampled test sets.
+        groups: number of groups that were drawn; as many as utterances if those were.
     """
 
     wer_a: float
@@ -33,24 +34,27 @@ class PairedBootstrap:
     p_value: float
     utterances: int
     draws: int
+    groups: int
 
     def __str__(self):
+        drawn = f"{self.utterances} utterances" + (f" of {self.groups} groups" if self.groups < self.utterances else "")
         return (
             f"WER {100 * self.wer_a:.2f} % -> {100 * self.wer_b:.2f} %: "
             f"{100 * self.relative_change:+.1f} % relative, "
             f"95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f} %, "
-            f"p = {self.p_value:.2g} ({self.utterances} utterances, {self.draws} draws)"
+            f"p = {self.p_value:.2g} ({drawn}, {self.draws} draws)"
         )
 
 
-def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0):
+def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0, groups=None):
     """Resamples the utterances of a test set to see how sure the WER change from a to b is.
 
     Each draw takes as many utterances as there are, with replacement and the same ones for a and b, and
     computes `change = errors_b / errors_a - 1` over them (the number of reference words cancels). The
     interval spans the 2.5 and 97.5 % quantiles of the changes; with `n` draws the p-value is
     `min(1, 2 (1 + min(#{change <= 0}, #{change >= 0})) / (1 + n))`. Utterances are taken to be independent;
-    if few speakers said many utterances each, the truth is less sure than the interval says.
+    if few speakers said many utterances each, the truth is less sure than the interval says. With `groups`,
+    whole groups are drawn instead, as many as there are.
 
     Source: M. Bisani and H. Ney, "Bootstrap estimates for confidence intervals in ASR performance
     evaluation", ICASSP 2004.
@@ -62,13 +66,14 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
         hypotheses_b: the same of recogniser b, as many trainings.
         draws: number of resampled test sets.
         seed: seed of the resampling.
+        groups: None, or for each utterance what it is drawn together with, such as the name of its speaker.
 
     Returns:
         The `PairedBootstrap`.
 
     Raises:
-        ValueError: if `draws` is below 1, the lists differ in length, a reference is empty, a makes no errors, or
-            a and b have different numbers of trainings.
+        ValueError: if `draws` is below 1, the lists differ in length, a reference is empty, a makes no errors, a and b
+            have different numbers of trainings, or there is only one group.
 
     Example:
         >>> spoken, found_a, found_b = ["one two", "three"], ["one", "four"], ["one too", "three"]
@@ -88,12 +93,15 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
     if not errors_a.any():
         raise ValueError("Recogniser a makes no errors, so no change relative to it is defined. Swap a and b.")
 
+    drawn_a, drawn_b = errors_a, errors_b
+    if groups is not None:
+        drawn_a, drawn_b = _by_group(errors_a, errors_b, groups)
     rng = np.random.default_rng(seed)
-    utterances = len(words)
-    rows = max(1, _CHUNK // utterances)
+    count = len(drawn_a)
+    rows = max(1, _CHUNK // count)
     changes = np.concatenate(
         [
-            _resampled_changes(errors_a, errors_b, rng.integers(utterances, size=(min(rows, draws - done), utterances)))
+            _resampled_changes(drawn_a, drawn_b, rng.integers(count, size=(min(rows, draws - done), count)))
             for done in range(0, draws, rows)
         ]
     )
@@ -107,8 +115,9 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
         low=float(low),
         high=float(high),
         p_value=min(1.0, 2 * (1 + rarer_side) / (1 + draws)),
-        utterances=utterances,
+        utterances=len(words),
         draws=draws,
+        groups=count,
     )
 
 
@@ -125,6 +134,16 @@ def _errors_and_words(references, runs):
         errors = errors + np.array([_errors(alignment) for alignment in output.alignments])
         words = words + np.array([len(spoken) for spoken in output.references])
     return errors, words
+
+
+def _by_group(errors_a, errors_b, groups):
+    """Returns the errors of each group, of a and of b."""
+    if len(groups) != len(errors_a):
+        raise ValueError(f"groups has {len(groups)} entries for {len(errors_a)} utterances; give one for each.")
+    names, numbers = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("All utterances are in one group; at least two are needed to draw from.")
+    return np.bincount(numbers, weights=errors_a), np.bincount(numbers, weights=errors_b)
 
 
 def _errors(alignment):

@@ -96,3 +96,26 @@ def test_it_prints_as_one_line():
 def test_what_cannot_be_compared_is_refused(a, b, draws, message):
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(["yes"], a, b, draws)
+
+
+def test_drawing_whole_speakers_is_less_sure_where_they_differ_in_what_changes():
+    spoken = ["one two three four"] * 60
+    speakers = [f"speaker {number // 10}" for number in range(60)]
+    before = ["one two three"] * 60
+    after = ["one two three four" if number < 20 else "one two" for number in range(60)]  # good for two speakers only
+    alone, grouped = (paired_bootstrap(spoken, before, after, groups=groups) for groups in (None, speakers))
+    assert grouped.relative_change == alone.relative_change
+    assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
+    assert (alone.groups, grouped.groups) == (60, 6) and "60 utterances of 6 groups" in str(grouped)
+
+
+def test_groups_of_one_utterance_each_change_nothing():
+    spoken, before, after = ["a b", "c d", "e f"] * 9, ["a", "c d", "e"] * 9, ["a b", "c", "f"] * 9
+    alone = paired_bootstrap(spoken, before, after)
+    assert paired_bootstrap(spoken, before, after, groups=[f"{number:02}" for number in range(27)]) == alone
+
+
+@pytest.mark.parametrize(("groups", "message"), [(["a"], "1 entries for 2"), (["a", "a"], "one group")])
+def test_groups_that_cannot_be_drawn_are_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        paired_bootstrap(["a", "b"], ["a", "c"], ["a", "b"], groups=groups)
