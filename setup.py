@@ -7,7 +7,6 @@ from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "keras_usm_lite/__init__.py").read_text())[1]
-ARCHIVE = ["constriction>=0.4", "zstandard>=0.22"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "tf2onnx>=1.17"]  # without torch, which brings CUDA
 TOOLS = ["hypothesis>=6", "pytest>=8", "pytest-xdist>=3", "ruff>=0.17,<0.18"]
 
@@ -19,7 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["keras_usm_lite", "keras_usm_lite.*"]),
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     install_requires=[
         "keras>=3.13",
         "tensorflow>=2.18",
@@ -29,16 +28,17 @@ setup(
         "ai-edge-litert>=2",
         "ai-edge-quantizer>=0.8",
         "espeakng-loader>=0.2",  # speech for the example where no corpus can be reached
+        "constriction>=0.4",  # the range coder of archives
         "numpy",
         "safetensors>=0.4",
         "scipy",
         "sentencepiece>=0.2",
         "soundfile>=0.12",
+        "zstandard>=0.22",
     ],
     extras_require={
-        "archive": ARCHIVE,
         "onnx": ONNX,
-        "test": [*ARCHIVE, *ONNX, *TOOLS, "keras-hub>=0.19", "qwix>=0.1"],
+        "test": [*ONNX, *TOOLS, "keras-hub>=0.19", "qwix>=0.1"],
     },
     classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3"],
 )

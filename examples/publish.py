@@ -35,6 +35,8 @@ CARD = """# {name}
 | made by | `{made}` |
 
 ```python
+import keras_usm_lite
+
 model = keras_usm_lite.load_packed("saved_models/{name}/model.usm")  # features in, logits out
 ```
 
@@ -151,7 +153,7 @@ def describe(usm, args, model, task, folder):
         "weights": table.weights,
         "share": table.compressed_share,
         "bits": table.kernel_bits_per_weight if kinds else 32.0,
-        "archive": ", an archive: `pip install 'keras_usm_lite[archive]'`" if args.archive else "",
+        "archive": ", an archive" if args.archive else "",
         "packed": sizes["usm"],
         "packed_share": sizes["usm"] / table.float32_bytes,
         "tflite": sizes["tflite"],
