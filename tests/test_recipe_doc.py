@@ -34,7 +34,11 @@ def found(tmp_path_factory):
         task = usm.data.SpeechTask.prepare(usm.data.open_corpus("my_corpus"))
         usm.USMForCTC(task.tokenizer.vocab_size, spec_augment=False, **SIZE).save("float.keras")
         names = {}
-        exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], names)
+        first, second = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+        exec(first, names)
+        again = names | {}
+        exec(second.replace("epochs = 10", "epochs = 2"), again)
+        names["small"] = again["small"]
         return names | {"packed": usm.load_packed("model.usm")}
 
 
@@ -68,3 +72,11 @@ def test_the_training_moves_weights_and_scales(found):
 def test_the_file_holds_the_integers_that_were_trained(found):
     for one, other in zip(*(usm.compressed_layers(found[name]) for name in ("model", "packed")), strict=True):
         np.testing.assert_array_equal(array(one.quantized_kernel()[0]), array(other.quantized_kernel()[0]))
+
+
+def test_the_other_training_prunes_to_one_of_four_at_two_bits_and_moves_what_is_left(found):
+    layers = usm.compressed_layers(found["small"])
+    assert {(layer.active_bits, float(array(layer.mask).mean())) for layer in layers} == {(2, 0.25)}
+    start = usm.compress(found["float_model"], found["rules"]("int2", "1:4"))
+    for layer, old in zip(layers, usm.compressed_layers(start), strict=True):
+        assert np.any(array(layer.kernel) != array(old.kernel))

@@ -49,8 +49,8 @@ class Distiller(keras.Model):
             `[batch, frames, dim]` with as many frames as the logits have.
 
     Raises:
-        ValueError: models that are not built or that share weights, hidden layers that do not correspond (with
-            `hidden_weight`) or lie inside blocks with `remat=True`, or numbers out of range.
+        ValueError: models that are not built or that share weights, a frozen student, hidden layers that do not
+            correspond (with `hidden_weight`) or lie inside blocks with `remat=True`, or numbers out of range.
 
     Source: Hinton et al. 2015 (arXiv 1503.02531).
 
@@ -232,6 +232,11 @@ def _check_models(student, teacher):
     for role, model in (("student", student), ("teacher", teacher)):
         if not model.built:
             raise ValueError(f"The {role} {model.name!r} is not built; call it on a batch, or build() it, first.")
+    if not student.trainable_variables:
+        raise ValueError(
+            f"The student {student.name!r} is frozen, so it cannot learn: a copy that compress() makes of a frozen "
+            "model, such as the teacher of an earlier Distiller, is frozen, too. Set its `trainable` to True."
+        )
     shared = {id(weight) for weight in student.weights} & {id(weight) for weight in teacher.weights}
     if shared:
         raise ValueError(

@@ -266,3 +266,10 @@ def test_hidden_states_of_blocks_that_are_computed_again_teach_as_others_do():
 def test_hidden_states_inside_a_block_that_is_computed_again_are_refused():
     with pytest.raises(ValueError, match="computed again"):
         Distiller(recogniser(1, remat=True), recogniser(2), hidden_weight=1.0, hidden_layers="ffn_start$")
+
+
+def test_a_frozen_student_is_refused():
+    student = recogniser(1)
+    student.trainable = False
+    with pytest.raises(ValueError, match="student .* is frozen"):
+        Distiller(student, recogniser(2))
