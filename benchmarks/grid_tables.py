@@ -42,7 +42,7 @@ def by_cell(rows):
 
 def control_of(row, cells):
     """Return the float runs that a run is compared with: those as long and of the same peak learning rate."""
-    if row["bits"] is None:
+    if row["bits"] is None and row["pattern"] is None:
         return CONTROL
     same = [key for key, rows in cells.items() if key[:2] == CONTROL[:2] and budget(rows[0]) == budget(row)]
     return CONTROL if CONTROL in same or not same else same[0]
