@@ -230,7 +230,10 @@ def ablation_markdown(cells):
 
 
 def plot(path, corpus, cells):
-    """The frontier: dev WER against the bytes of the archive for everything that was trained; old archives hollow."""
+    """The frontier: dev WER against the bytes of the archive for everything that was trained.
+
+    The best recipe of a cell is large and has a name; circles are the paper's way, old archives are hollow.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -250,9 +253,12 @@ def plot(path, corpus, cells):
         if bits is None:
             continue
         filled = f"C{bits}" if sizes_of(rows)["archive_version"] == ARCHIVE_VERSION else "none"
-        axes.plot(share, error, "o" if recipe == "paper" else "^", color=f"C{bits}", markerfacecolor=filled, alpha=0.8)
-        name = f"{cell_name(bits, pattern)} {recipe}"
-        axes.annotate(name, (share, error), fontsize=6, xytext=(4, 2), textcoords="offset points")
+        best = best_recipes(cells, bits, pattern)[:1] == [(bits, pattern, recipe)]
+        look = {"markersize": 8} if best else {"markersize": 4, "alpha": 0.5}
+        axes.plot(share, error, "o" if recipe == "paper" else "^", color=f"C{bits}", markerfacecolor=filled, **look)
+        if best:
+            name = f"{cell_name(bits, pattern)} {recipe}"
+            axes.annotate(name, (share, error), fontsize=7, xytext=(6, -3), textcoords="offset points")
     axes.axvline(9.4, color="grey", linestyle=":", label="the paper's size, 9.4 %")
     axes.plot(
         [], [], "^", color="grey", markerfacecolor="none", label="hollow: archive of version 2, larger than today's"
