@@ -38,6 +38,7 @@ from grid_plan import (
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ARCHIVE_VERSION = 3  # of the packed format, set by hand: a row says what its sizes are; without it, version 2
+SMALLEST = ".smallest"  # end of the name of what the smallest archive of a run says
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(ROOT, "benchmarks", "results")
 
@@ -88,7 +89,7 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
             callbacks=schedules(usm, recipe, bits, pattern, epochs, len(batches)),
         )  # fmt: skip
     model.save(f"{path}.keras")
-    dev, sizes = keep_outcome(usm, task, model, path, os.path.join(RESULTS, f"grid_{task.corpus.name}"))
+    dev, sizes = keep_outcomes(usm, task, model, path, os.path.join(RESULTS, f"grid_{task.corpus.name}"))
     return {
         "run": run,
         "bits": bits,
@@ -97,8 +98,9 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
         "seed": seed,
         "epochs": epochs + budget * recipe.late,  # those of the control that it began with count
         "learning_rate": rate,
-        "dev_wer": dev.wer,
-        "dev_cer": dev.cer,
+        "dev_wer": dev["archive"].wer,
+        "dev_cer": dev["archive"].cer,
+        **({"smallest_dev_wer": dev["smallest"].wer} if "smallest" in dev else {}),
         "bytes": sizes,
         "archive_version": ARCHIVE_VERSION,
         "bits_per_weight": usm.report(model).kernel_bits_per_weight if bits or pattern else 32.0,
@@ -135,13 +137,13 @@ def prepare(usm, args, seed):
     return moonshine.prepare(corpus, weights, seed), MOONSHINE_EPOCHS, MOONSHINE_RATE
 
 
-def keep_outcome(usm, task, model, path, folder):
-    """Write every form of a model and what the archive says to the test recordings.
+def keep_outcomes(usm, task, model, path, folder):
+    """Write every form of a model and what its archives say to the test recordings.
 
-    The error rates are those of the archive as it lies on disk.
+    The error rates are those of the archives as they lie on disk.
 
     Returns:
-        `(error rates of the archive on dev, bytes of every form)`.
+        `({kind of archive: error rates on dev}, bytes of every form)`.
     """
     exported = model
     if not isinstance(task.frontend, usm.LogMel):
@@ -149,28 +151,31 @@ def keep_outcome(usm, task, model, path, folder):
 
         exported = moonshine.functional(model)
     paths = packed_files(usm, model, path) | {"tflite": usm.export_litert(exported, f"{path}.tflite")}
-    loaded = usm.load_packed(paths["archive"])
-    references, texts = task.transcribe(loaded.predict_on_batch, "dev")
-    _, unread = task.transcribe(loaded.predict_on_batch, "test")
     os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, f"{os.path.basename(path)}.json"), "w") as file:
-        json.dump(unread, file, indent=0)
+    dev = {}
+    for kind, end in (("archive", ""), ("smallest", SMALLEST)):
+        if kind in paths:
+            loaded = usm.load_packed(paths[kind])
+            dev[kind] = usm.error_rates(*task.transcribe(loaded.predict_on_batch, "dev"))
+            _, unread = task.transcribe(loaded.predict_on_batch, "test")
+            with open(os.path.join(folder, f"{os.path.basename(path)}{end}.json"), "w") as file:
+                json.dump(unread, file, indent=0)
     sizes = {kind: os.path.getsize(file) for kind, file in paths.items()}
-    return usm.error_rates(references, texts), {**sizes, "float32": usm.report(model).float32_bytes}
+    return dev, {**sizes, "float32": usm.report(model).float32_bytes}
 
 
 def packed_files(usm, model, path):
-    """Write both packed files of a model; return their paths.
+    """Write the packed files of a model; return their paths.
 
-    The archive is the smallest file: entropy-coded, scales float16, other matrices int8 and vectors float16 (for a
-    float model: everything exact).
+    The archive is entropy-coded, with float16 scales, other matrices in int8 and vectors in float16 (of a float model:
+    everything exact). The smallest archive, of quantized models, has bfloat16 scales and trainable vectors in int8.
     """
-    low_bit = any(layer.quantization is not None for layer in usm.compressed_layers(model))
-    reduced = {"scales": "float16", "others": "int8"} if low_bit else {}
-    return {
-        "packed": usm.save_packed(model, f"{path}.usm"),
-        "archive": usm.save_packed(model, f"{path}.archive.usm", archive=True, **reduced),
-    }
+    files = {"packed": usm.save_packed(model, f"{path}.usm")}
+    if all(layer.quantization is None for layer in usm.compressed_layers(model)):
+        return files | {"archive": usm.save_packed(model, f"{path}.archive.usm", archive=True)}
+    for kind, reduced in (("archive", {"scales": "float16"}), ("smallest", {"scales": "bfloat16", "vectors": "int8"})):
+        files[kind] = usm.save_packed(model, f"{path}.{kind}.usm", archive=True, others="int8", **reduced)
+    return files
 
 
 def checksum(path):

@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 
-from grid import ARCHIVE_VERSION, RESULTS, ROOT, read_rows
+from grid import ARCHIVE_VERSION, RESULTS, ROOT, SMALLEST, read_rows
 from grid_plan import BITS, CONTROL, PATTERNS, cell_name, file_name, run_name
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,9 +26,9 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def read_texts(folder, run):
+def read_texts(folder, run, end=""):
     """What the file of a run says to the test recordings."""
-    with open(os.path.join(folder, f"{file_name(run)}.json")) as file:
+    with open(os.path.join(folder, f"{file_name(run)}{end}.json")) as file:
         return json.load(file)
 
 
@@ -64,21 +64,21 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def measured(usm, cells, key, folder, spoken):
+def measured(usm, cells, key, folder, spoken, end=""):
     """Return one cell under one recipe: error rates, change against its control of the same seeds, sizes; or None."""
     control = control_of(cells[key][0], cells)
     controls = {row["seed"] for row in cells.get(control, [])}
-    rows = [row for row in cells[key] if row["seed"] in controls]
+    rows = [row for row in cells[key] if row["seed"] in controls and (not end or "smallest" in row["bytes"])]
     if not rows:
         return None
-    texts = [read_texts(folder, row["run"]) for row in rows]
+    texts = [read_texts(folder, row["run"], end) for row in rows]
     references = [utterance.text for utterance in spoken]
     found = {
         "bits": key[0],
         "pattern": key[1],
         "recipe": key[2],
         "seeds": [row["seed"] for row in rows],
-        "dev_wer": mean([row["dev_wer"] for row in rows]),
+        "dev_wer": mean([row["smallest_dev_wer" if end else "dev_wer"] for row in rows]),
         **sizes_of(rows),
         "test_wer": usm.error_rates(references * len(rows), sum(texts, [])).wer,
         "test_wer_by_seed": [usm.error_rates(references, heard).wer for heard in texts],
@@ -121,6 +121,7 @@ def grid_table(usm, cells, folder, spoken, untrained):
                 ways["paper"] = measured(usm, cells, (bits, pattern, "paper"), folder, spoken)
             if best:
                 ways |= {"ours": best[0], "others": best[1:]}
+                ways["smallest"] = measured(usm, cells, (bits, pattern, best[0]["recipe"]), folder, spoken, SMALLEST)
             if ways or (bits, pattern) in untrained:
                 table.append({"bits": bits, "pattern": pattern, "untrained": untrained.get((bits, pattern)), **ways})
     return table
@@ -193,9 +194,27 @@ def grid_markdown(corpus, table, epochs):
             "|---|---|---|",
         ]
         lines += [f"| {name} | {way['recipe']} | {describe(way)} |" for name, way in others]
-    lines += ["", *speaker_lines(table)]
+    lines += ["", *smallest_lines(table), "", *speaker_lines(table)]
     lines += ["", "| paper (arXiv 2312.08553) | 9.4 % of the size | +7.3 % |", "|---|---|---|"]
     return "\n".join(lines) + "\n"
+
+
+def smallest_lines(table):
+    """What the smallest archives of our ways say, for readers."""
+    lines = [
+        "Smallest archives of ours (bfloat16 scales, vectors in int8, too), of the seeds for which there is one:",
+        "",
+        "| | recipe | test WER | dev WER | smallest archive | the usual archive |",
+        "|---|---|---|--:|--:|--:|",
+    ]
+    for cell in table:
+        way = cell.get("smallest")
+        if way:
+            full = way["bytes"]["float32"]
+            sizes = [f"{way['bytes'][kind]:,} ({way['bytes'][kind] / full:.2%})" for kind in ("smallest", "archive")]
+            columns = [cell_name(cell["bits"], cell["pattern"]), way["recipe"], describe(way), f"{way['dev_wer']:.2%}"]
+            lines.append(f"| {' | '.join([*columns, *sizes])} |")
+    return lines
 
 
 def speaker_lines(table):

@@ -30,7 +30,7 @@ _REBUILD, _SPARE_VARIABLES, _SPARE_ELEMENTS = 12, 1000, 10_000
 _MAX_PART = 1000  # characters that are shown of the beginning, and of the end, of a long error
 
 
-def save_packed(model, path, archive=False, masks="enumerative", scales="float32", others="float32"):
+def save_packed(model, path, archive=False, masks="enumerative", scales="float32", others="float32", vectors=None):
     """Write a model as one file: integer codes, N:M patterns and scales instead of float kernels.
 
     The container is safetensors; one of its arrays holds the model's Keras configuration and a description of the rest
@@ -52,6 +52,9 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
             only. "float32" (exact); "float16", `|error| <= max(2^-11 |w|, 2^-25)`; "int8" with a float32 scale for
             each index of the first axis (of each output channel for a sparse kernel), `|error| <= max|w| / 254` with
             the maximum over that row, while vectors and scalars are float16.
+        vectors: the trainable ones among the float32 vectors: biases, and gains and offsets of norms. "float32" or
+            "float16" as above; "int8" with one float32 scale for each vector, `|error| <= max|w| / 254`. None: as
+            `others` says. Moving statistics are not trainable, and always are as `others` says.
 
     Returns:
         `path`.
@@ -71,6 +74,7 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
     True
     """
     _check_choices(masks=(masks, MASKS), scales=(scales, tuple(SCALES)), others=(others, OTHERS))
+    _check_choices(vectors=(vectors, (None, *OTHERS)))
     if archive and masks == "positions":
         raise ValueError("archive=True codes the patterns of the masks; masks='positions' is for files without it.")
     if not model.built:
@@ -85,7 +89,7 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
         packed |= _packed_variables(layer)
     for variable in model.weights:
         if id(variable) not in packed:
-            described, arrays = _pack_variable(variable, others)
+            described, arrays = _pack_variable(variable, others, vectors if variable.trainable else None)
             described = _named(described, len(entries) + len(variables)) if archive else described
             variables.append(_add(described, arrays, tensors))
     more_parts = {}
@@ -136,10 +140,10 @@ def _check_choices(**choices):
             raise ValueError(f"{name}={choice!r} is not supported; choose one of {', '.join(map(repr, allowed))}.")
 
 
-def _pack_variable(variable, others):
+def _pack_variable(variable, others, vectors):
     array = np.ascontiguousarray(ops.convert_to_numpy(variable)).reshape(tuple(variable.shape))
     try:
-        arrays = reduce(array, others)
+        arrays = reduce(array, others, vectors)
     except ValueError as error:
         raise ValueError(f"Variable {variable.path!r}: {error}") from error
     return PackedVariable(variable.path, array.shape, array.dtype.name, arrays[""].dtype.name), arrays

@@ -56,33 +56,38 @@ def check_scale(scale):
         raise ValueError(f"scale {scale[wrong][0]!s} is not a number of a magnitude between 2^-100 and 2^100.")
 
 
-def stored_type(dtype, ndim, others):
+def stored_type(dtype, ndim, others, vectors=None):
     """Return the type in which an array is stored.
 
-    Only float32 arrays are reduced. A vector or scalar (bias, norm, moving variance) is float16 under "int8": 8 bits
-    would ruin it.
+    Only float32 arrays are reduced. A vector is of the type `vectors`. Without that, it is float16 under "int8", as
+    scalars always are: 8 bits would ruin a moving variance.
 
     Example:
 
     >>> stored_type("float32", 2, "int8"), stored_type("float32", 1, "int8"), stored_type("int32", 2, "float16")
     ('int8', 'float16', 'int32')
+    >>> stored_type("float32", 1, "int8", vectors="int8"), stored_type("float32", 0, "int8", vectors="int8")
+    ('int8', 'float16')
     """
     if dtype != "float32":
         return dtype
+    if ndim == 1 and vectors:
+        return vectors
     return "float16" if others == "int8" and ndim < 2 else others
 
 
-def reduce(array, others):
+def reduce(array, others, vectors=None):
     """Return the arrays that stand for one array at a chosen precision.
 
     * "float32": the array itself
     * "float16": rounded, `|error| <= max(2^-11 |w|, 2^-25)`
-    * "int8": `round(w / s)` with one float32 `s = max|w| / 127` for each index of the first axis ("row"),
-      `|error| <= max|w| / 254`; an all-zero row has the scale 0. Vectors and scalars are "float16"
+    * "int8": `round(w / s)` with one float32 `s = max|w| / 127` for each row, `|error| <= max|w| / 254`; an all-zero
+      row has the scale 0. A row is what lies at one index of the first axis, or a whole vector
 
     Args:
         array: array of any type and shape; what `stored_type` leaves alone is returned as it is.
         others: "float32", "float16" or "int8".
+        vectors: the same for an array of one axis; None: as `others`, but "float16" instead of "int8".
 
     Returns:
         `{"": array}`, or `{"": int8 codes, ".row_scale": float32 [rows]}`.
@@ -96,7 +101,7 @@ def reduce(array, others):
     >>> parts[""].tolist(), parts[".row_scale"][1]
     ([[64, -127], [0, 0]], np.float32(0.0))
     """
-    stored = stored_type(array.dtype.name, array.ndim, others)
+    stored = stored_type(array.dtype.name, array.ndim, others, vectors)
     if stored == array.dtype.name:
         return {"": array}
     if stored == "float16":
@@ -104,11 +109,13 @@ def reduce(array, others):
             rounded = array.astype(np.float16)
         wrong = np.isfinite(array) & ~np.isfinite(rounded)
         if wrong.any():
-            raise ValueError(f"{array[wrong][0]:.6g} is beyond float16 (65504). Choose others='float32'.")
+            way_out = "vectors" if array.ndim == 1 and vectors else "others"
+            raise ValueError(f"{array[wrong][0]:.6g} is beyond float16 (65504). Choose {way_out}='float32'.")
         return {"": rounded}
     if not np.isfinite(array).all():
-        raise ValueError("it holds values that are not finite, which int8 cannot. Choose others='float32'.")
-    rows = array.reshape(len(array), -1)
+        way_out = "vectors" if array.ndim == 1 else "others"
+        raise ValueError(f"it holds values that are not finite, which int8 cannot. Choose {way_out}='float32'.")
+    rows = array.reshape(1 if array.ndim == 1 else len(array), -1)
     scale = np.abs(rows).max(axis=1, initial=0) / np.float32(127)
     steps = np.where(scale == 0, np.float32(1), scale)  # 0 also for a row of subnormal numbers
     codes = np.clip(np.rint(rows / steps[:, None]), -127, 127).astype(np.int8)
@@ -122,10 +129,12 @@ def reduced_arrays(shape, dtype, stored):
 
     >>> reduced_arrays((3, 2), "float32", "int8")
     {'': ('int8', (3, 2)), '.row_scale': ('float32', (3,))}
+    >>> reduced_arrays((3,), "float32", "int8")
+    {'': ('int8', (3,)), '.row_scale': ('float32', (1,))}
     """
     arrays = {"": (stored, tuple(shape))}
     if stored == "int8" != dtype:
-        arrays[ROW_SCALE] = ("float32", tuple(shape[:1]))
+        arrays[ROW_SCALE] = ("float32", (1,) if len(shape) == 1 else tuple(shape[:1]))
     return arrays
 
 

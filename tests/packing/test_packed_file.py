@@ -238,6 +238,21 @@ def test_other_tensors_are_rounded_within_their_bound_and_codes_not_at_all(other
     assert any(np.any(rounded != value) for rounded, value in errors.values())
 
 
+@pytest.mark.parametrize("archive", [False, True])
+def test_trained_vectors_can_take_8_bits_and_moving_statistics_are_left_as_they_are(archive, tmp_path):
+    norm = keras.layers.BatchNormalization(name="batch_norm")
+    model = shaken(keras.Sequential([keras.Input((8,)), usm.QuantDense(6, "int4", name="dense"), norm]))
+    norm.moving_variance.assign([1e-6, 1.0, 1e-3, 5.0, 2.0, 1e-4])
+    path = usm.save_packed(model, tmp_path / "model.usm", archive=archive, vectors="int8")
+    assert sorted(part.stored for part in PackedReader(path).variables) == ["float32"] * 2 + ["int8"] * 3
+    loaded = usm.load_packed(path)
+    new, old = ({"/".join(v.path.split("/")[-2:]): array(v) for v in each.weights} for each in (loaded, model))
+    for name in ("batch_norm/moving_mean", "batch_norm/moving_variance"):
+        np.testing.assert_array_equal(new[name], old[name])
+    for name in ("batch_norm/gamma", "batch_norm/beta", "dense/bias"):
+        assert 0 < np.abs(new[name] - old[name]).max() <= np.abs(old[name]).max() / 254 * (1 + 2.0**-16)
+
+
 @pytest.mark.parametrize(("scales", "bound"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
 def test_rounded_scales_move_the_effective_kernels_by_no_more_than_their_bound(scales, bound, tmp_path):
     model = wide()
@@ -254,6 +269,7 @@ def test_rounded_scales_move_the_effective_kernels_by_no_more_than_their_bound(s
     [
         ({"scales": "float8"}, "scales='float8' is not supported; choose one of 'float32', 'float16', 'bfloat16'"),
         ({"others": "bfloat16"}, "others='bfloat16' is not supported; choose one of 'float32', 'float16', 'int8'"),
+        ({"vectors": "int4"}, "vectors='int4' is not supported; choose one of None, 'float32', 'float16', 'int8'"),
         ({"masks": "bits"}, "masks='bits' is not supported; choose one of 'enumerative', 'positions'"),
         ({"masks": "positions", "archive": True}, "archive=True codes the patterns"),
     ],

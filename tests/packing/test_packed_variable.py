@@ -21,6 +21,11 @@ def test_the_arrays_follow_from_the_types(dtype, stored, arrays):
     assert variable.elements == 12
 
 
+def test_a_vector_in_int8_has_one_scale():
+    vector = PackedVariable("a/bias", [4], "float32", "int8")
+    assert vector.arrays() == {"": ("int8", (4,)), ".row_scale": ("float32", (1,))}
+
+
 def test_a_scalar_is_one_element():
     assert PackedVariable("count", [], "int32", "int32").elements == 1
 

@@ -54,7 +54,7 @@ def test_a_scale_that_is_no_scale_is_refused(scale):
             refuse(np.float32([0.1, scale]))
 
 
-SHAPES = st.sampled_from([(3, 5), (1, 7), (2, 3, 2, 2), (4, 1), (2, 0)])
+SHAPES = st.sampled_from([(3, 5), (1, 7), (2, 3, 2, 2), (4, 1), (2, 0), (5,), (0,)])
 
 
 @settings(max_examples=100, deadline=None)
@@ -62,14 +62,14 @@ SHAPES = st.sampled_from([(3, 5), (1, 7), (2, 3, 2, 2), (4, 1), (2, 0)])
 def test_int8_is_within_its_bound_row_by_row(data, shape):
     elements = st.one_of(st.just(0.0), st.floats(2.0**-99, 2.0**99, width=32), st.floats(-1.0, -(2.0**-9), width=32))
     array = data.draw(arrays_of.arrays("float32", shape, elements=elements))
-    parts = reduce(array, "int8")
+    parts = reduce(array, "int8", vectors="int8")
     assert {suffix: (part.dtype.name, part.shape) for suffix, part in parts.items()} == reduced_arrays(
         shape, "float32", "int8"
     )
     restored = restore(parts, "float32")
-    rows = array.reshape(len(array), -1).astype("float64")
+    rows = array.reshape(1 if array.ndim == 1 else len(array), -1).astype("float64")
     bound = np.abs(rows).max(axis=1, initial=0) / 254 * (1 + 2.0**-16)  # the products are float32
-    assert np.all(np.abs(restored.reshape(len(array), -1) - rows) <= bound[:, None])
+    assert np.all(np.abs(restored.reshape(rows.shape) - rows) <= bound[:, None])
     assert restored.dtype == np.float32 and restored.shape == shape
 
 
@@ -104,11 +104,23 @@ def test_vectors_and_scalars_are_float16_where_matrices_are_int8():
         np.testing.assert_array_equal(parts[""], array.astype("float16"))
 
 
+@pytest.mark.parametrize("others", ["float32", "float16", "int8"])
+def test_the_type_of_vectors_can_be_chosen_by_itself(others):
+    for vectors in ("float32", "float16", "int8"):
+        assert reduce(np.float32([1.0, 0.3]), others, vectors)[""].dtype == vectors
+        for array in (np.float32([[1.0, 0.3]]), np.float32(1.0)):  # no vectors
+            assert reduce(array, others, vectors)[""].dtype == reduce(array, others)[""].dtype
+
+
 def test_numbers_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"70000 is beyond float16.*others='float32'"):
         reduce(np.float32([1, 70000]), "float16")
     with pytest.raises(ValueError, match="not finite, which int8 cannot"):
         reduce(np.float32([[1, np.nan]]), "int8")
+    with pytest.raises(ValueError, match=r"70000 is beyond float16.*vectors='float32'"):
+        reduce(np.float32([1, 70000]), "int8", vectors="float16")
+    with pytest.raises(ValueError, match=r"not finite, which int8 cannot.*vectors='float32'"):
+        reduce(np.float32([1, np.nan]), "float32", vectors="int8")
     assert np.isnan(reduce(np.float32([np.nan]), "float16")[""]).all()
 
 
