@@ -120,6 +120,8 @@ def _plan():
             yield (None, None, way, seed)
             yield from ((*cell, way, seed) for cell in (*CENTRE, (3, None)))
             yield from ((*cell, f"{way}, four levels", seed) for cell in CENTRE if cell[0] == 2)
+    for seed in (7, 8, 9):  # as many of the paper's own cell as "distilled" has
+        yield from ((*CONTROL, seed), (None, None, "settled", seed), (4, "2:4", "settled", seed))
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
         yield (2, None, recipe, 0)
     for recipe in ("one mask", *MASKS):
