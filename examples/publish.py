@@ -58,7 +58,7 @@ def parse_arguments(arguments=None):
     add("--licence", required=True, help="licence of the data and who is to be named")
     add("--made", required=True, help="command that trained the model")
     add("--limits", default="expect much higher error rates elsewhere", help="what a user should know")
-    add("--archive", action="store_true", help="smallest packed file: entropy-coded, scales float16, the rest int8")
+    add("--archive", action="store_true", help="smallest packed file: entropy-coded, scales bfloat16, the rest int8")
     add("--folder", default=os.path.join(ROOT, "saved_models"), help="where to put it (default saved_models)")
     return parser.parse_args(arguments)
 
@@ -104,7 +104,8 @@ def write_packed(usm, model, task, path, archive):
     import numpy as np
 
     if archive:
-        reloaded = usm.load_packed(usm.save_packed(model, path, archive=True, scales="float16", others="int8"))
+        smallest = {"archive": True, "scales": "bfloat16", "others": "int8", "vectors": "int8"}
+        reloaded = usm.load_packed(usm.save_packed(model, path, **smallest))
         layers = [[layer for layer in usm.compressed_layers(one) if layer.quantization] for one in (model, reloaded)]
         parts = [[layer.quantized_kernel()[0] for layer in some] for some in layers]
     else:
