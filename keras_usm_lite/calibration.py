@@ -1,5 +1,7 @@
 """`calibrate`: what the inputs of the compressed layers look like on real data."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
@@ -28,7 +30,7 @@ def calibrate(model, batches):
         The number of layers that were calibrated.
 
     Raises:
-        ValueError: no layer needs calibration, no batch, or inputs that are not finite.
+        ValueError: no layer needs calibration, no batch, or inputs that are not finite. An earlier calibration stays.
 
     Source: Wanda (arXiv 2306.11695), section 3.
 
@@ -48,20 +50,35 @@ def calibrate(model, batches):
             "No layer needs calibration. Use SparsityConfig(score='activation') or QuantizationConfig("
             "activations='static'), or leave calibrate out."
         )
-    for layer in layers:
-        if hasattr(layer, "input_low"):  # ranges of an earlier calibration would clip what later layers see
-            layer.input_low.assign(0.0)
-            layer.input_high.assign(0.0)
     statistics = {id(layer): _InputStatistics() for layer in layers}
-    count = run_with(model, batches, {id(layer): statistics[id(layer)].observe for layer in layers})
-    if not count:
-        raise ValueError("batches is empty; give at least one batch of inputs to calibrate with.")
-    unseen = [layer_path(layer) for layer in layers if not statistics[id(layer)].tokens]
-    if unseen:
-        raise ValueError(f"The model did not call {unseen} on these batches, so they cannot be calibrated with them.")
+    with _unclipped(layers):
+        count = run_with(model, batches, {id(layer): statistics[id(layer)].observe for layer in layers})
+        if not count:
+            raise ValueError("batches is empty; give at least one batch of inputs to calibrate with.")
+        unseen = [layer_path(layer) for layer in layers if not statistics[id(layer)].tokens]
+        if unseen:
+            raise ValueError(
+                f"The model did not call {unseen} on these batches, so they cannot be calibrated with them."
+            )
     for layer in layers:
         statistics[id(layer)].store(layer)
     return len(layers)
+
+
+@contextlib.contextmanager
+def _unclipped(layers):
+    """Ranges of an earlier calibration would clip what later layers see; they come back if this one fails."""
+    layers = [layer for layer in layers if hasattr(layer, "input_low")]
+    ranges = [variable for layer in layers for variable in (layer.input_low, layer.input_high)]
+    earlier = [float(ops.convert_to_numpy(variable)) for variable in ranges]
+    for variable in ranges:
+        variable.assign(0.0)
+    try:
+        yield
+    except BaseException:
+        for variable, value in zip(ranges, earlier, strict=True):
+            variable.assign(value)
+        raise
 
 
 def run_with(model, batches, stand_ins):

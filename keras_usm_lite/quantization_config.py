@@ -27,7 +27,8 @@ class QuantizationConfig:
             "asymmetric" (with an integer zero point).
         scale: "absmax" (recomputed from the kernel in every step; at one bit it is "mean", recomputed likewise), "mse"
             (least squared error; stored, refreshed by `layer.update_scale()`), "learned" (LSQ: an
-            estimate, stored, times a gain that is trained).
+            estimate, stored, times a gain that is trained; exclude "scale_gain" from the weight decay of an optimizer
+            of your own, as `compile_ctc` does).
             `layer.freeze_scale()` stops any of them.
         per_tensor: one scale for the whole kernel instead of one per output channel.
         block_size: one scale per this many inputs of a channel (sub-channel quantization); None for whole channels.

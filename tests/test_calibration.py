@@ -156,3 +156,14 @@ def test_a_second_calibration_is_not_clipped_by_the_first():
         usm.calibrate(calibrated, BATCHES)
     for again, once in zip(usm.compressed_layers(model), usm.compressed_layers(fresh), strict=True):
         np.testing.assert_allclose([again.input_low, again.input_high], [once.input_low, once.input_high], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("batches", "message"), [([], "empty"), ([BATCHES[0] * np.nan], "not finite")])
+def test_a_calibration_that_fails_leaves_the_earlier_one(batches, message):
+    model = compressed(functional, STATIC, None)
+    usm.calibrate(model, BATCHES)
+    ranges = [[float(layer.input_low), float(layer.input_high)] for layer in usm.compressed_layers(model)]
+    assert np.all(np.array(ranges)[:, 1] > 0)
+    with pytest.raises(ValueError, match=message):
+        usm.calibrate(model, batches)
+    assert [[float(layer.input_low), float(layer.input_high)] for layer in usm.compressed_layers(model)] == ranges

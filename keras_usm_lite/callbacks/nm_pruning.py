@@ -24,7 +24,8 @@ class NMPruning(StepCallback):
       `freeze_step` ends that.
 
     All state is in the layers and in the optimizer's step count, so an interrupted training continues with the same
-    masks.
+    masks. `EarlyStopping(restore_best_weights=True)` could go back to an epoch before the last shot: let it begin
+    after that one, with `start_from_epoch`.
 
     Args:
         start_step: training step before which the first mask is made; the model is dense until then.
