@@ -27,7 +27,7 @@ CARD = """# {name}
 | the same from `model.tflite` | {litert_wer:.2%}; {differing} of {utterances} texts differ |
 | data | {data} |
 | licence of the data | {licence} |
-| split | speakers or voices of the test split are in no other split |
+| split | {split} |
 | units | {units} |
 | weights | {weights:,}, {share:.1%} of them compressed to {bits:.2f} bits with scales |
 | `model.usm`{archive} | {packed:,} bytes, {packed_share:.1%} of FP32 |
@@ -60,7 +60,13 @@ def parse_arguments(arguments=None):
     add("--limits", default="expect much higher error rates elsewhere", help="what a user should know")
     add("--archive", action="store_true", help="smallest packed file: entropy-coded, scales bfloat16, the rest int8")
     add("--folder", default=os.path.join(ROOT, "saved_models"), help="where to put it (default saved_models)")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.name in ("", ".", "..") or os.path.basename(args.name) != args.name:
+        parser.error(f"argument --name: {args.name!r} is not the name of a folder; give one such as commands_int4_2_4")
+    target = os.path.join(args.folder, args.name)
+    if os.path.exists(target) and not os.path.exists(os.path.join(target, "card.json")):
+        parser.error(f"{target} exists and is not a published model (no card.json); choose another --name or --folder")
+    return args
 
 
 def wer_interval(usm, references, texts, draws=10_000, seed=0):
@@ -93,6 +99,15 @@ def open_task(usm, model, data):
             "corpus the model was trained with."
         )
     return task
+
+
+def describe_split(task):
+    """Say how many speakers of the test split were heard before."""
+    speakers = {split: {row.speaker for row in rows} for split, rows in task.utterances.items()}
+    known = speakers["test"] & (speakers["train"] | speakers["dev"])
+    if not known:
+        return "speakers or voices of the test split are in no other split"
+    return f"**{len(known)} of {len(speakers['test'])} test speakers are in other splits too**"
 
 
 def write_packed(usm, model, task, path, archive):
@@ -150,6 +165,7 @@ def describe(usm, args, model, task, folder):
         "differing": len(parity.differing),
         "data": f"{corpus.name}, {'synthetic speech (espeak-ng)' if corpus.synthetic else 'recorded speech'}",
         "licence": args.licence,
+        "split": describe_split(task),
         "units": f"{tokenizer.vocab_size - 1} {corpus.tokens}s" if corpus.tokens == "word" else "characters",
         "weights": table.weights,
         "share": table.compressed_share,

@@ -89,6 +89,8 @@ def check_model(interpreter, path):
         raise SystemExit(f"{path} is not a recogniser: its inputs are {inputs}; a recogniser has one named 'audio'.")
     streaming = "state" in inputs
     shape = interpreter.get_input_details()[0]["shape_signature"]
+    if shape[0] not in (1, -1):
+        raise SystemExit(f"{path} takes {shape[0]} recordings at once; export it with batch=None or 1.")
     if not streaming and shape[1] != -1:
         raise SystemExit(f"{path} takes exactly {shape[1]} samples; export it with length=None for any recording.")
     return streaming

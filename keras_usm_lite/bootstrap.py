@@ -73,7 +73,7 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
 
     Raises:
         ValueError: if `draws` is below 1, the lists differ in length, a reference is empty, a makes no errors, a and b
-            have different numbers of trainings, or there is only one group.
+            have different numbers of trainings, or there is only one utterance or group.
 
     Example:
         >>> spoken, found_a, found_b = ["one two", "three"], ["one", "four"], ["one too", "three"]
@@ -98,6 +98,8 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
         drawn_a, drawn_b = _by_group(errors_a, errors_b, groups)
     rng = np.random.default_rng(seed)
     count = len(drawn_a)
+    if count < 2:
+        raise ValueError("One utterance alone says nothing about others; give at least two to draw from.")
     rows = max(1, _CHUNK // count)
     changes = np.concatenate(
         [

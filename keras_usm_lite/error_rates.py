@@ -57,7 +57,8 @@ def error_rates(references, hypotheses):
         The `ErrorRates`.
 
     Raises:
-        ValueError: if the lists differ in length, there are no references, or a reference is empty.
+        ValueError: if a text is given instead of a list, the lists differ in length, there are no references, or a
+            reference is empty.
 
     Example:
         >>> print(error_rates(["turn the light on", "stop"], ["turn light on", "shop now"]))
@@ -90,12 +91,15 @@ def comparable_texts(references, hypotheses):
         The pair of lists.
 
     Raises:
-        ValueError: if the lists differ in length, there are no references, or a reference is empty.
+        ValueError: if a text is given instead of a list, the lists differ in length, there are no references, or a
+            reference is empty.
 
     Example:
         >>> comparable_texts(["light  on"], [" "])
         (['light on'], [''])
     """
+    if isinstance(references, str) or isinstance(hypotheses, str):
+        raise ValueError("A text alone would be taken letter by letter; give lists of texts, such as ['turn left'].")
     references, hypotheses = ([" ".join(text.split()) for text in texts] for texts in (references, hypotheses))
     if len(references) != len(hypotheses):
         raise ValueError(

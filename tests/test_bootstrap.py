@@ -119,3 +119,8 @@ def test_groups_of_one_utterance_each_change_nothing():
 def test_groups_that_cannot_be_drawn_are_refused(groups, message):
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(["a", "b"], ["a", "c"], ["a", "b"], groups=groups)
+
+
+def test_one_utterance_gives_no_interval():
+    with pytest.raises(ValueError, match="One utterance alone"):
+        paired_bootstrap(["yes"], ["no"], ["yes"])

@@ -67,6 +67,8 @@ def test_it_cannot_be_changed_in_place():
         ([], [], "no references"),
         (["a", " "], ["a", "b"], r"1 of 2 references are empty, the first is references\[1\]"),
         (["a", "b"], ["a"], "2 references but 1 hypotheses"),
+        ("stop", "shop", "letter by letter; give lists of texts"),
+        (["stop"], "shop", "letter by letter; give lists of texts"),
     ],
 )
 def test_what_has_no_error_rate_is_refused(references, hypotheses, message):

@@ -129,7 +129,7 @@ def _decode_soundfile(path):
 
     try:
         return soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: .raw, which says nothing of itself
         raise AudioError(f"{path}: cannot be decoded ({error}); repair, convert or remove it.") from error
 
 

@@ -19,9 +19,9 @@ class FeatureCache:
 
     The frames of all utterances lie one after the other in `path`, as raw little-endian numbers of type
     `dtype`; `path + ".json"` names the utterances in order, their frame counts, the key, the size and the
-    CRC-32 checksum. If key, type, utterances (path and duration) and checksum agree, the file is used as it
-    is, otherwise it is built anew; a damaged file is reported with a warning first. Building streams to disk
-    and the files get their names only when complete, so an interrupted build leaves nothing behind.
+    CRC-32 checksum. If key, type, utterances (path and duration, size and time of the file) and checksum agree, the
+    file is used as it is, otherwise it is built anew; a damaged file is reported with a warning first. Building
+    streams to disk and the files get their names only when complete, so an interrupted build leaves nothing behind.
 
     A recording that cannot be read, or that `extract` refuses with an `AudioError`, has no frames and is listed in
     `problems`; `SpeechBatches` does not take it, see `select`. Each opening tries these recordings again, and builds
@@ -67,7 +67,7 @@ class FeatureCache:
         self._settings = {
             "key": f"{key} at {sample_rate} Hz",
             "dtype": dtype,
-            "utterances": [[u.path, float(u.duration)] for u in utterances],
+            "utterances": [[u.path, float(u.duration), *_version(u.path)] for u in utterances],
         }
         index = self._open()
         if index is None or any(self._is_sound(utterances[k], extract) for k, _ in index["problems"]):
@@ -110,7 +110,9 @@ class FeatureCache:
         try:
             with open(self._index_path, encoding="utf-8") as file:
                 index = json.load(file)
-            if any(index[name] != value for name, value in self._settings.items()):
+            if any(index[name] != value for name, value in self._settings.items() if name != "utterances"):
+                return None
+            if not _same_recordings(index["utterances"], self._settings["utterances"]):
                 return None
             size = os.path.getsize(self._path)
             wanted = sum(index["num_frames"]) * index["bins"] * np.dtype(index["dtype"]).itemsize
@@ -184,6 +186,20 @@ class FeatureCache:
                 f'{np.abs(features).max()}. Correct extract, or pass dtype="float32" if they are only large.'
             )
         return stored
+
+
+def _version(path):
+    """What changes when somebody writes a file anew: its size and time."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _same_recordings(cached, wanted):
+    """Whether all are those that were cached; of a file that is gone, only its name and duration can be compared."""
+    return len(cached) == len(wanted) and all(old[: len(new)] == new for old, new in zip(cached, wanted, strict=True))
 
 
 def _file_crc32(path):

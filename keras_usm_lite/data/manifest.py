@@ -135,7 +135,7 @@ def check_utterances(utterances, encode=None, frames_per_second=25.0, on_bad="sk
         utterances: Iterable of `Utterance`.
         encode: Optional function from text to a list of int labels, which raises `ValueError` for a text that
             it cannot encode. Without it the alignment is not checked.
-        frames_per_second: Output frames of the model per second of audio.
+        frames_per_second: Output frames of the model per second of audio; None: the alignment is not checked.
         on_bad: "skip" warns once with the number of bad utterances, "raise" raises.
 
     Returns:
@@ -189,6 +189,8 @@ def find_problem(utterance, encode=None, frames_per_second=25.0):
         return f"the text cannot be encoded: {error}"
     if not labels:
         return "the text has no labels"
+    if frames_per_second is None:
+        return None
     # The small term keeps a duration such as 0.28 s at 25 frames/s from losing a frame to rounding.
     frames, needed = int(utterance.duration * frames_per_second + 1e-6), frames_needed(labels)
     if frames < needed:
@@ -288,6 +290,11 @@ def _read_text(path):
 
 
 def _parse_row(row, manifest, line):
+    if None in row:  # where csv puts the fields that have no column
+        raise ManifestError(
+            f"{manifest}, line {line}: more fields than the header has, the last is {row[None][-1]!r}. A tab separates "
+            "fields, so a text cannot hold one; replace it by a space."
+        )
     for column in COLUMNS:
         if row[column] is None:
             raise ManifestError(

@@ -3,13 +3,16 @@
 import keras
 import numpy as np
 
+LONG = 5  # times the last quantile but one: from here on an utterance is unusually long
+
 
 class SpeechBatches(keras.utils.PyDataset):
     """Length-bucketed batches with a small, fixed set of shapes.
 
     Utterances are put into buckets by their frame counts. Bucket `k` is as long as the quantile
     `(k + 1) / num_buckets`, rounded up to a multiple of 8, and has the fixed batch size
-    `max(1, batch_frames // length)` (rounded to `batch_multiple`).
+    `max(1, batch_frames // length)` (rounded to `batch_multiple`). Utterances more than five times as long as the last
+    quantile but one have a bucket more for themselves, so that a few do not pad a whole quantile.
     The last batch of a bucket is filled with empty rows (zero features, length 0, no labels, weight 0), so
     each utterance is seen exactly once an epoch.
 
@@ -28,7 +31,7 @@ class SpeechBatches(keras.utils.PyDataset):
         features: Indexable `features[i]`, float `[frames, F]`, with `num_frames`, such as `FeatureCache`.
         labels: One list of int labels, each at least 1, per utterance.
         batch_frames: Frames in a batch, padding included. A longer utterance is a batch of its own.
-        num_buckets: Largest number of buckets; fewer are made if lengths coincide.
+        num_buckets: Usual number of buckets; fewer are made if lengths coincide. 1 is one shape for all.
         shuffle: Whether to reorder utterances and batches each epoch. Otherwise the order is fixed.
         seed: Non-negative int that the orders are derived from.
         max_label_length: `L`; the longest label sequence if None.
@@ -210,6 +213,9 @@ class SpeechBatches(keras.utils.PyDataset):
 def _bucket_lengths(num_frames, num_buckets):
     fractions = np.arange(1, num_buckets + 1) / num_buckets
     quantiles = np.quantile(num_frames, fractions, method="inverted_cdf")
+    if num_buckets > 1:
+        usual = num_frames[num_frames <= LONG * quantiles[-2]]
+        quantiles = np.append(quantiles, usual.max())
     return np.unique(np.maximum(8, -(-quantiles // 8) * 8)).astype(int).tolist()
 
 

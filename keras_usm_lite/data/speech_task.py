@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import warnings
+import zlib
 
 import numpy as np
 from keras import ops
@@ -20,12 +22,14 @@ from keras_usm_lite.data.manifest import (
     report_problems,
 )
 from keras_usm_lite.data.speech_batches import SpeechBatches
+from keras_usm_lite.data.text import normalize_text
 from keras_usm_lite.decoding import greedy_decode
 from keras_usm_lite.layers.log_mel import LogMel
 from keras_usm_lite.tokenizers.char_tokenizer import CharTokenizer
 from keras_usm_lite.tokenizers.word_tokenizer import WordTokenizer
 
 SUBSAMPLING = 4  # frames per output frame of `ConvSubsampling`
+SHOWN = 60  # characters of a text in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +68,8 @@ class SpeechTask:
 
         A row is bad if `check_utterances` says so, or if its recording holds no samples, cannot be decoded, is shorter
         than a frame of the front end, or gives CTC fewer output frames than its text needs. Texts of "test" are not
-        checked: what the tokenizer cannot spell counts as an error of the recogniser.
+        checked: what the tokenizer cannot spell counts as an error of the recogniser. Texts are taken as they stand; a
+        warning says if there are some that `normalize_text` would change.
 
         Args:
             corpus: a `Corpus` with splits "train", "dev" and "test".
@@ -97,17 +102,19 @@ class SpeechTask:
         tokenizer_class = WordTokenizer if corpus.tokens == "word" else CharTokenizer
         tokenizer = tokenizer_class.from_texts([utterance.text for utterance in rows["train"]])
         encoders = {split: tokenizer.encode if split != "test" else None for split in rows}
+        _warn_of_unusual_texts([utterance.text for split in rows.values() for utterance in split])
         folder = cache_dir if cache_dir is not None else os.path.join(cache_home(), "features")
 
         problems = {split: [] for split in rows}
         for split, path in corpus.splits.items():
-            reasons = [find_problem(utterance, encoders[split]) for utterance in rows[split]]
+            reasons = [find_problem(row, encoders[split], frames_per_second=None) for row in rows[split]]
             rows[split], _ = _sift(path, rows[split], reasons, problems[split])
         if on_bad == "raise":
             report_problems(_all(problems), total, on_bad)
         utterances, batches = {}, {}
         for split, path in corpus.splits.items():
-            cache = _features(rows[split], frontend, os.path.join(folder, f"{corpus.name}-{split}"))
+            name = f"{corpus.name}-{zlib.crc32(os.path.abspath(path).encode()):08x}-{split}"
+            cache = _features(rows[split], frontend, os.path.join(folder, name))
             labels = [encoders[split](row.text) if encoders[split] else [1] for row in rows[split]]
             reasons = [
                 cache.problems.get(number) or _alignment_problem(-(-frames // subsampling), labels[number])
@@ -135,16 +142,16 @@ class SpeechTask:
             decode: function from logits to one label sequence per row.
 
         Returns:
-            `(references, hypotheses)` in the order of `utterances[split]`. References are the texts of the manifest,
-            also where the tokeniser could not spell them.
+            `(references, hypotheses)` in the order of `utterances[split]`, with a `shard` those of its utterances.
+            References are the texts of the manifest, also where the tokeniser could not spell them.
         """
-        hypotheses = [None] * len(self.utterances[split])
-        batches = self.batches[split]
+        hypotheses, batches = {}, self.batches[split]
         for number in range(len(batches)):
             labels = decode(predict(batches[number][0]))
             for row, index in enumerate(batches.batch_indices(number)):
                 hypotheses[index] = self.tokenizer.decode(labels[row])
-        return [utterance.text for utterance in self.utterances[split]], hypotheses
+        heard = sorted(hypotheses)
+        return [self.utterances[split][index].text for index in heard], [hypotheses[index] for index in heard]
 
     def labelled(self, split):
         """Return the batches of a split with the labels of its texts, as `usm.verify_litert` takes them.
@@ -197,6 +204,18 @@ class SpeechTask:
     def audio(self, utterance):
         """Return the samples of an utterance, float32 at the front end's sample rate."""
         return load_audio(utterance.path, self.frontend.sample_rate)
+
+
+def _warn_of_unusual_texts(texts):
+    changed = [text for text in texts if normalize_text(text) != " ".join(text.split())]
+    if changed:
+        first, normal = changed[0][:SHOWN], normalize_text(changed[0])[:SHOWN]
+        warnings.warn(
+            f"{len(changed)} of {len(texts)} texts are not in the form of usm.data.normalize_text, the first is "
+            f"{first!r} ({normal!r} in that form). Case, punctuation and Unicode forms make "
+            "other words and letters, in training and in error rates; if that is not meant, normalise the manifests.",
+            stacklevel=3,
+        )
 
 
 def _sift(path, rows, reasons, problems):

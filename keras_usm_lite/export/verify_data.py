@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_usm_lite.data.audio import load_audio
-from keras_usm_lite.data.manifest import Utterance
+from keras_usm_lite.data.manifest import BadRow, Utterance, find_problem, list_problems
 
 
 def check_dataset(dataset, tokenizer, shape, vocab_size):
@@ -30,6 +30,12 @@ def check_dataset(dataset, tokenizer, shape, vocab_size):
             raise ValueError(
                 f"The file takes {wanted}; the dataset is a list of recordings. Give batches of features, such as "
                 "SpeechTask.labelled(split), or export with the front end inside (sample_rate_input=16000)."
+            )
+        problems = [BadRow(row.path, reason) for row in dataset if (reason := find_problem(row))]
+        if problems:
+            raise ValueError(
+                f"{len(problems)} of {len(dataset)} utterances cannot be compared; leave them out, as "
+                f"SpeechTask.utterances does:{list_problems(problems)}"
             )
         return
     if not any(np.any(dataset[index][2]) for index in range(len(dataset))):

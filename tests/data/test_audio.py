@@ -104,7 +104,7 @@ def test_a_missing_file_is_reported_with_its_path(tmp_path):
         load_audio(tmp_path / "gone.wav")
 
 
-@pytest.mark.parametrize("name", ["junk.wav", "junk.flac", "junk.opus", "junk.mp3"])
+@pytest.mark.parametrize("name", ["junk.wav", "junk.flac", "junk.opus", "junk.mp3", "junk.raw"])
 @pytest.mark.parametrize("content", [b"", b"not audio at all" * 20])
 def test_a_file_that_is_no_audio_is_reported_with_its_path(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

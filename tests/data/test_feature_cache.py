@@ -256,3 +256,15 @@ def test_building_shows_a_progress_bar_only_if_asked_to(tmp_path, capsys):
 def test_a_cache_can_be_sent_to_another_process(tmp_path):
     cache, _ = build(tmp_path, make_utterances(tmp_path))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(cache))[1], cache[1])
+
+
+def test_a_recording_that_was_written_anew_is_heard_anew(tmp_path):
+    utterances = make_utterances(tmp_path)
+    old, _ = build(tmp_path, utterances)
+    write_wav(utterances[1].path, np.full(800, 0.25))  # as long as before
+    os.utime(utterances[1].path, ns=(1, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new, calls = build(tmp_path, utterances)
+    assert calls == 3 and not np.array_equal(new[1], old[1])
+    np.testing.assert_allclose(new[1], 0.5, atol=1e-3)

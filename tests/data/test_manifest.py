@@ -93,6 +93,7 @@ def test_the_csv_module_reads_what_is_written_and_inner_paths_are_relative(tmp_p
         ("path\ttext\tspeaker\n", "line 1", "no column duration_s"),
         ("", "line 1", "no column path, duration_s, text, speaker"),
         (f"{HEADER}\na.wav\t1\thi\tanna\nb.wav\t1\thi\n", "line 3, column speaker", "ends before"),
+        (f"{HEADER}\na.wav\t1\tturn\tleft\tanna\n", "line 2", "more fields than the header has, the last is 'anna'"),
         (f"{HEADER}\n\t1\thi\tanna\n", "line 2, column path", "empty"),
         (f"{HEADER}\na.wav\tlong\thi\tanna\n", "line 2, column duration_s", "'long' is not a number"),
         (f"{HEADER}\na.wav\tnan\thi\tanna\n", "line 2, column duration_s", "'nan' is not a number"),

@@ -214,3 +214,12 @@ def test_predict_takes_batches_of_many_shapes_in_their_order():
     expected = np.concatenate([x["features"].mean(axis=1) for x, _, _ in batches]) / 50.0
     kernel = keras.ops.convert_to_numpy(model.head.kernel)
     np.testing.assert_allclose(predicted, expected @ kernel, atol=1e-5)
+
+
+def test_a_few_very_long_utterances_do_not_pad_a_quarter_of_the_others():
+    lengths = list(range(1, 101))
+    batches = make([*lengths, 3000, 2800], batch_frames=500, num_buckets=4)
+    *usual, (size, longest) = batches.bucket_shapes
+    assert (size, longest) == (1, 3000) and usual == [(15, 32), (8, 56), (6, 80), (4, 104)]
+    assert sorted(flat(batches)) == list(range(102))
+    assert make([*lengths, 3000], batch_frames=500, num_buckets=1).bucket_shapes == [(1, 3000)]  # one shape for all

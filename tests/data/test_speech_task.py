@@ -100,6 +100,10 @@ def test_a_model_that_subsamples_less_gives_short_recordings_more_output_frames(
     assert not prepare(corpus, tmp_path, subsampling=1).problems["train"]
     with pytest.warns(UserWarning, match="the recording gives 2"):
         assert len(prepare(corpus, tmp_path, subsampling=2).problems["train"]) == 1
+    rows = usm.data.read_manifest(corpus.splits["train"])
+    fast = Utterance(rows[0].path, 1.0, "up down left " * 20, "x")  # 60 words in 97 frames
+    write_manifest(corpus.splits["train"], [*rows, fast])
+    assert not prepare(corpus, tmp_path, subsampling=1).problems["train"]
     with pytest.raises(ValueError, match="subsampling=0: allowed"):
         prepare(corpus, tmp_path, subsampling=0)
 
@@ -196,3 +200,28 @@ def test_a_calibration_batch_takes_the_recordings_nearest_to_its_length_cut_or_p
     np.testing.assert_array_equal(batch["features"][1], long[:115])
     with pytest.raises(ValueError, match="at least 1"):
         task.calibration_batch(recordings=0)
+
+
+def test_texts_that_are_not_normal_are_taken_as_they_stand_and_counted_in_a_warning(tmp_path):
+    corpus = make_corpus(tmp_path)
+    rows = usm.data.read_manifest(corpus.splits["test"])
+    write_manifest(corpus.splits["test"], [Utterance(rows[0].path, rows[0].duration, "Up, down", "x"), rows[1]])
+    with pytest.warns(UserWarning, match=r"1 of 7 texts are not in the form .*'Up, down' \('up down' in that form\)"):
+        assert prepare(corpus, tmp_path).utterances["test"][0].text == "Up, down"
+
+
+def test_a_part_of_a_split_is_transcribed_with_its_own_references(tmp_path):
+    corpus = make_corpus(tmp_path)
+    rows = usm.data.read_manifest(corpus.splits["train"])
+    write_manifest(corpus.splits["dev"], rows * 2)
+    halves = [prepare(corpus, tmp_path, shard=(index, 2)) for index in range(2)]
+    heard = [half.transcribe(lambda x: np.eye(4)[np.ones(x["features"].shape[:2], int)], "dev") for half in halves]
+    assert sorted(heard[0][0] + heard[1][0]) == sorted(TEXTS["train"] * 2)
+    assert all(usm.error_rates(*part).utterances == len(part[1]) for part in heard)
+
+
+def test_corpora_of_one_name_have_caches_of_their_own(tmp_path):
+    for number in range(2):
+        (tmp_path / str(number) / "speech").mkdir(parents=True)
+        prepare(make_corpus(tmp_path / str(number) / "speech"), tmp_path)
+    assert len(list((tmp_path / "cache").glob("speech-*-train"))) == 2

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import types
 
 import keras
 import ml_dtypes
@@ -137,3 +138,26 @@ def test_what_is_no_model_of_the_corpus_is_refused_before_any_work(published, tm
     with pytest.raises(SystemExit, match="tells 5 classes apart, .* has 3 with the blank; give the corpus"):
         run(tmp_path / "other.keras", folder=tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+def test_a_folder_that_is_no_published_model_is_not_replaced(published, tmp_path):
+    run, folder = published
+    (tmp_path / "yes").mkdir()
+    (tmp_path / "yes" / "thesis.txt").write_text("two years of work")
+    with pytest.raises(SystemExit):
+        run(folder / "model.usm", folder=tmp_path)
+    for name in ("", ".", "..", "a/b"):
+        with pytest.raises(SystemExit):
+            run(folder / "model.usm", "--name", name, folder=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["yes", "thesis.txt"]
+
+
+def test_the_card_says_if_test_speakers_were_heard_in_training(publish):
+    def task(**speakers):
+        rows = {split: [usm.data.Utterance("", 1.0, "", name) for name in names] for split, names in speakers.items()}
+        return types.SimpleNamespace(utterances=rows)
+
+    assert "in no other split" in publish.describe_split(task(train="ab", dev="c", test="de"))
+    assert publish.describe_split(task(train="ab", dev="c", test="cd")) == (
+        "**1 of 2 test speakers are in other splits too**"
+    )

@@ -265,6 +265,16 @@ def test_a_dataset_that_is_not_for_the_file_is_refused_before_the_conversion(exp
             usm.export_litert(model, tmp_path / "x.tflite", verify=verify, tokenizer=tokenizer, **arguments)
 
     refused("no utterances", [])
+    silent = [
+        dataclasses.replace(manifest[0], text=" "),
+        dataclasses.replace(manifest[1], path="gone.wav"),
+        manifest[2],
+    ]
+    refused(
+        "2 of 3 utterances cannot be compared(?s:.*)text is empty(?s:.*)gone.wav: the file is missing",
+        silent,
+        sample_rate_input=16000,
+    )
     refused(r"takes features \[batch, frames, 16\]; the dataset is a list of recordings", manifest)
     refused(r"takes audio \[batch, samples\]; .*inputs of shape \(5, 120, 16\)", features, sample_rate_input=16000)
     refused(f"logits of {VOCAB} tokens; the tokenizer has 3", features, usm.CharTokenizer("ab"))

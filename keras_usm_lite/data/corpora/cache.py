@@ -46,8 +46,15 @@ def replacing_folder(folder):
         if os.path.exists(folder):
             # A folder cannot be renamed onto a full one, so the old one steps aside into the new one's name.
             old = tempfile.mkdtemp(prefix=f".{name}-", suffix=".old", dir=parent)
-            os.replace(folder, os.path.join(old, name))
-            os.replace(temporary, folder)
+            aside = os.path.join(old, name)
+            try:
+                os.replace(folder, aside)
+                os.replace(temporary, folder)
+            except BaseException:
+                if os.path.exists(aside):
+                    os.replace(aside, folder)
+                os.rmdir(old)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(temporary, folder)

@@ -47,3 +47,21 @@ def test_an_old_folder_is_replaced_as_a_whole(tmp_path):
         open(os.path.join(temporary, "new"), "w").close()
     assert os.listdir(target) == ["new"]
     assert os.listdir(tmp_path) == ["corpus"]
+
+
+def test_a_folder_that_cannot_take_its_name_leaves_the_old_one(tmp_path, monkeypatch):
+    target = tmp_path / "corpus"
+    target.mkdir()
+    (target / "a").write_text("old")
+    replace = os.replace
+
+    def refuse(source, destination):
+        if str(source).endswith(".partial"):
+            raise OSError("no more names")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="no more names"), replacing_folder(target):
+        pass
+    assert (target / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["corpus"]
