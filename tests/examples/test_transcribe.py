@@ -169,3 +169,12 @@ def test_files_that_are_no_recogniser_are_refused(transcribe, folder, capsys, tm
 def _written(path, text):
     path.write_text(json.dumps(text))
     return path
+
+
+def test_a_file_for_several_recordings_at_once_is_refused(transcribe):
+    pairs = types.SimpleNamespace(
+        get_signature_list=lambda: {"serving_default": {"inputs": ["audio"]}},
+        get_input_details=lambda: [{"shape_signature": np.array([2, -1])}],
+    )
+    with pytest.raises(SystemExit, match="takes 2 recordings at once; export it with batch=None or 1"):
+        transcribe.check_model(pairs, "pairs.tflite")
