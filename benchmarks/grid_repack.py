@@ -2,9 +2,9 @@
 
     python benchmarks/grid_repack.py --data CORPUS
 
-Takes the packed files that `grid.py` left in its output folder, or that are published; nothing is trained, and they
-stay as they are. A file that does not read back to the very weights that the old one holds stops everything, so the
-error rates in the rows stay those of the files. Runs of which neither is left keep their rows.
+Takes the packed files that `grid.py` left in its output folder, or that are published (no archives); nothing is
+trained, and they stay as they are. A file that does not read back to the very weights that the old one holds stops
+everything, so the error rates in the rows stay those of the files. Runs of which neither is left keep their rows.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def published(row, corpus):
             about = json.load(file)
         if f"--data {corpus} " in about["made"] and about["made"].endswith(f"--only '{row['run']}'"):
             path = os.path.join(os.path.dirname(card), "model.usm")
-            return {"archive" if about["archive"] else "packed": path}
+            return {} if about["archive"] else {"packed": path}  # a published archive is rounded more
     return {}
 
 
