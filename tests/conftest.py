@@ -19,6 +19,13 @@ LONGEST = (
     "test_litert.py",
     "test_mixed_precision.py",
     "test_transcribe.py",
+    "test_training.py",
+    "test_distribution.py",
+    "test_saved_models.py",
+    "test_publish.py",
+    "test_recipe_doc.py",
+    "test_backends_agree.py",
+    "test_best_rq.py",
 )
 
 
