@@ -108,7 +108,7 @@ def _plan():
             (*cell, "matched" if cell[0] != 2 else "matched, four levels", seed) for cell in (*CENTRE[:3], (3, None))
         )
     yield from ((4, "2:4", recipe, seed) for seed in (0, 1, 2) for recipe in ("refitted, brisk", "matched, brisk"))
-    for seed in (0, 1, 2):
+    for seed in range(6):
         yield (2, None, "learned, distilled", seed)
     for seed in range(6):  # three seeds left intervals of 20 % on asc_connected
         yield (*CONTROL, seed)

@@ -95,6 +95,9 @@ def measured(usm, cells, key, folder, spoken, end=""):
             "interval_of_speakers": [wider.low, wider.high],
         }
 
+    if end:
+        usual = [read_texts(folder, row["run"]) for row in rows]
+        found["differing"] = sum(one != other for one, other in zip(sum(usual, []), sum(texts, []), strict=True))
     if key != CONTROL:
         found |= change(control) | {"same_budget": budget(rows[0]) == budget(cells[control][0])}
     if control != CONTROL:
@@ -204,8 +207,8 @@ def smallest_lines(table):
     lines = [
         "Smallest archives of ours (bfloat16 scales, vectors in int8, too), of the seeds for which there is one:",
         "",
-        "| | recipe | test WER | dev WER | smallest archive | the usual archive |",
-        "|---|---|---|--:|--:|--:|",
+        "| | recipe | test WER | dev WER | smallest archive | the usual archive | test texts in which they differ |",
+        "|---|---|---|--:|--:|--:|--:|",
     ]
     for cell in table:
         way = cell.get("smallest")
@@ -213,6 +216,7 @@ def smallest_lines(table):
             full = way["bytes"]["float32"]
             sizes = [f"{way['bytes'][kind]:,} ({way['bytes'][kind] / full:.2%})" for kind in ("smallest", "archive")]
             columns = [cell_name(cell["bits"], cell["pattern"]), way["recipe"], describe(way), f"{way['dev_wer']:.2%}"]
+            sizes.append(f"{way['differing']:,}")
             lines.append(f"| {' | '.join([*columns, *sizes])} |")
     return lines
 
