@@ -29,7 +29,7 @@ from keras_usm_lite.tokenizers.char_tokenizer import CharTokenizer
 from keras_usm_lite.tokenizers.word_tokenizer import WordTokenizer
 
 SUBSAMPLING = 4  # frames per output frame of `ConvSubsampling`
-SHOWN = 60  # characters of a text in a message
+SHOWN_CHARACTERS = 60  # characters of a text in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +209,7 @@ class SpeechTask:
 def _warn_of_unusual_texts(texts):
     changed = [text for text in texts if normalize_text(text) != " ".join(text.split())]
     if changed:
-        first, normal = changed[0][:SHOWN], normalize_text(changed[0])[:SHOWN]
+        first, normal = changed[0][:SHOWN_CHARACTERS], normalize_text(changed[0])[:SHOWN_CHARACTERS]
         warnings.warn(
             f"{len(changed)} of {len(texts)} texts are not in the form of usm.data.normalize_text, the first is "
             f"{first!r} ({normal!r} in that form). Case, punctuation and Unicode forms make "

@@ -12,8 +12,9 @@ def normalize_text(text):
 
     In this order: Unicode NFKC; lower case (and NFKC again, since lower-casing can undo it); typographic
     apostrophes become `'`; everything but letters, combining marks, decimal digits, `'` and `_` becomes a
-    space; runs of spaces become one; spaces at the ends go. Normalising twice changes nothing more. Nothing else
-    calls it: texts of manifests are taken as they stand, and `SpeechTask.prepare` warns if it would change some.
+    space; runs of spaces become one; spaces at the ends go. Normalising twice changes nothing more. Nothing
+    applies it for you: texts of manifests are taken as they stand, and `SpeechTask.prepare` warns if it would change
+    some.
 
     Args:
         text: Any string.
