@@ -88,6 +88,9 @@ RECIPES = {
     "settled, brisk, four levels": Recipe(
         "learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=3.0, late=True
     ),
+    "settled, brisk, long": Recipe(
+        "learned", start="rounded", pruning="none", distill=1.0, rate=3.0, late=True, share=2.0
+    ),
     "hidden": Recipe(distill=1.0, hidden=1.0),
     "taught": Recipe(distill=100.0),
 }
@@ -122,6 +125,8 @@ def _plan():
             yield from ((*cell, f"{way}, four levels", seed) for cell in CENTRE if cell[0] == 2)
     for seed in (7, 8, 9):  # as many of the paper's own cell as "distilled" has
         yield from ((*CONTROL, seed), (None, None, "settled", seed), (4, "2:4", "settled", seed))
+    for bits, pattern in ((None, None), (4, "2:4"), (3, None)):  # so762
+        yield (bits, pattern, "settled, brisk, long", 4)
     for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
         yield (2, None, recipe, 0)
     for recipe in ("one mask", *MASKS):
