@@ -160,7 +160,7 @@ def feed(usm, keras, batches, engine):
         return dataset
     import tensorflow as tf
 
-    shapes = tf.nest.map_structure(lambda array: array.shape, batches[0])
+    shapes = tf.nest.map_structure(lambda array: tf.TensorShape(array.shape), batches[0])
     return dataset.map(lambda *batch: tf.nest.map_structure(tf.ensure_shape, batch, shapes))
 
 

@@ -1,5 +1,7 @@
 """examples/train_distributed.py: two devices or processes, killed or not, train what one device trains."""
 
+import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -7,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 import zipfile
 
 import keras
 import numpy as np
 import pytest
 
+import keras_usm_lite as usm
 from keras_usm_lite.data.audio import write_wav
 from keras_usm_lite.data.manifest import Utterance, write_manifest
 
@@ -186,6 +190,23 @@ def test_mirrored_training_continued_from_its_backup_ends_as_the_whole_one_spec_
     expected = finish(whole, start(corpus, whole, *options, before=COPY))
     assert epoch_of(killed / "backup-0" / "training.zip") == 2
     assert_same_training(finish(killed, start(corpus, killed, *options)), expected)
+
+
+@on_tensorflow
+def test_a_tpu_gets_every_recording_in_batches_of_one_shape(corpus, tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.setenv("KERAS_USM_LITE_HOME", str(tmp_path))
+    spec = importlib.util.spec_from_file_location("train_distributed", ROOT / "examples" / "train_distributed.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    engine = script.Engine(contextlib.nullcontext(), copies=8, static=True)
+    task = script.prepare_data(usm, engine, types.SimpleNamespace(data=str(corpus), batch_frames=320, seed=0))
+    dataset = script.feed(usm, keras, task.batches["train"], engine)
+    (length,) = {frames for _, frames in task.batches["train"].bucket_shapes}
+    shapes = [spec.shape for spec in tf.nest.flatten(dataset.element_spec)]
+    assert all(shape.is_fully_defined() and shape[0] == 8 for shape in shapes) and length in shapes[0]
+    assert sum(weight.sum() for _, _, weight in dataset.as_numpy_iterator()) == 37
 
 
 @on_jax
