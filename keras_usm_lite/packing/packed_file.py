@@ -1,12 +1,10 @@
 """`save_packed` and `load_packed`: a whole model in one small self-describing file."""
 
 import contextlib
-import copy
 import dataclasses
 import itertools
 import os
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -14,12 +12,12 @@ from keras_usm_lite.compression import compressed_layers
 from keras_usm_lite.data.manifest import replacing
 from keras_usm_lite.packing.array_demand import demanded
 from keras_usm_lite.packing.joined_arrays import JOINED, join_arrays
+from keras_usm_lite.packing.model_description import describe_model, rebuild_model
 from keras_usm_lite.packing.packed_file_error import PackedFileError
 from keras_usm_lite.packing.packed_layer import PACKED_VARIABLES, describe, pack_layer, unpack_layer
 from keras_usm_lite.packing.packed_reader import DESCRIPTION, PackedReader, write_description
 from keras_usm_lite.packing.packed_variable import PackedVariable
 from keras_usm_lite.packing.precision import OTHERS, SCALES, reduce, restore
-from keras_usm_lite.packing.weight_budget import weight_budget
 from keras_usm_lite.rewrite import layer_path
 
 MASKS = ("enumerative", "positions")
@@ -96,7 +94,7 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
     if archive:
         joined, more_parts = join_arrays(tensors, demanded(entries, variables))
         tensors = {JOINED: joined}
-    metadata = write_description(_model_config(model), entries, variables, tensors, more_parts)
+    metadata = write_description(describe_model(model), entries, variables, tensors, more_parts)
     _write(path, tensors, metadata)
     return path
 
@@ -164,12 +162,6 @@ def _add(described, arrays, tensors):
             return dataclasses.replace(described, name=name)
 
 
-def _model_config(model):
-    config = keras.saving.serialize_keras_object(model)
-    config.pop("compile_config", None)
-    return config
-
-
 def _write(path, tensors, metadata):
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -210,29 +202,13 @@ def _shortened(message):
 
 
 def _rebuild(file, custom_objects):
-    """Return the model with arbitrary weights, after building it once without any to see that they are not too many."""
+    """Return the model with arbitrary weights, if it has not many more than the file describes."""
     described = [*file.layers, *file.variables]
     elements = sum(part.elements for part in described)
     # A compressed layer has all of these variables at most.
     count = len(PACKED_VARIABLES) * len(file.layers) + len(file.variables)
     budget = _REBUILD * count + _SPARE_VARIABLES, _REBUILD * elements + _SPARE_ELEMENTS
-    try:
-        try:
-            with weight_budget(*budget):
-                _deserialize(file.model, custom_objects)
-        except ValueError as error:
-            if "in a stateless scope" not in str(error):  # a class that makes variables of arrays cannot be tried out
-                raise
-        model = _deserialize(file.model, custom_objects)
-    except Exception as error:
-        raise PackedFileError(f"the model cannot be rebuilt from its description: {error}") from error
-    if not isinstance(model, keras.Layer):
-        raise PackedFileError(f"what is rebuilt from its description is a {type(model).__name__}, not a model.")
-    return model
-
-
-def _deserialize(config, custom_objects):
-    return keras.saving.deserialize_keras_object(copy.deepcopy(config), custom_objects=custom_objects)
+    return rebuild_model(file.model, *budget, custom_objects)
 
 
 def _fill(model, file):

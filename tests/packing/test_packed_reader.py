@@ -377,30 +377,3 @@ def test_a_model_larger_than_its_file_is_refused_before_it_is_built(config, pack
     changed(packed, edit)
     with pytest.raises(usm.PackedFileError, match="variables or .* elements are created"):
         usm.load_packed(packed)
-
-
-def test_a_recogniser_of_a_billion_layers_is_refused_at_once(tmp_path):
-    size = {"num_layers": 1, "dim": 8, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": 8}
-    path = usm.save_packed(usm.USMForCTC(5, **size), tmp_path / "model.usm")
-    changed(path, lambda header, tensors: header["model"]["config"].update(num_layers=10**9))
-    with pytest.raises(usm.PackedFileError, match="num_layers=1000000000 must be from 1 to 128"):
-        usm.load_packed(path)
-
-
-def test_a_class_that_makes_variables_of_arrays_can_be_loaded(tmp_path):
-    class Shifted(keras.layers.Layer):
-        def build(self, input_shape):
-            self.shift = keras.Variable(np.arange(input_shape[-1], dtype="float32"))
-
-        def call(self, x):
-            return x + self.shift
-
-    model = keras.Sequential([keras.Input((8,)), usm.QuantDense(4), Shifted()])
-    loaded = usm.load_packed(usm.save_packed(model, tmp_path / "model.usm"), custom_objects={"Shifted": Shifted})
-    np.testing.assert_array_equal(array(loaded(X)), array(model(X)))
-
-
-def test_a_lambda_in_a_packed_file_is_not_run(tmp_path):
-    model = keras.Sequential([keras.Input((8,)), usm.QuantDense(4), keras.layers.Lambda(lambda x: x * 0)])
-    with pytest.raises(usm.PackedFileError, match="[Ll]ambda"):
-        usm.load_packed(usm.save_packed(model, tmp_path / "model.usm"))
