@@ -86,7 +86,13 @@ def read_manifest(path):
             f"{path}, line 1: no column {', '.join(missing)} in the header {rows.fieldnames or []}. "
             f"A manifest needs the tab-separated columns {', '.join(COLUMNS)}; add them to the header row."
         )
-    return [_parse_row(row, path, rows.line_num) for row in rows]
+    try:
+        return [_parse_row(row, path, rows.line_num) for row in rows]
+    except csv.Error as error:  # the module's own limits
+        raise ManifestError(
+            f"{path}, line {rows.line_num + 1}: {error}. Lines end with a newline, no field holds one, and none is "
+            "longer than 131,072 characters."
+        ) from error
 
 
 def write_manifest(path, utterances):

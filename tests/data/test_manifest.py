@@ -97,6 +97,8 @@ def test_the_csv_module_reads_what_is_written_and_inner_paths_are_relative(tmp_p
         (f"{HEADER}\n\t1\thi\tanna\n", "line 2, column path", "empty"),
         (f"{HEADER}\na.wav\tlong\thi\tanna\n", "line 2, column duration_s", "'long' is not a number"),
         (f"{HEADER}\na.wav\tnan\thi\tanna\n", "line 2, column duration_s", "'nan' is not a number"),
+        (f"{HEADER}\na.wav\t1\tone\rtwo\tanna\n", "line 2", "new-line character"),
+        (f"{HEADER}\na.wav\t1\t{'a' * 200_000}\tanna\n", "line 2", "larger than field limit (131072)"),
         (f"{HEADER}\na.wav\t1\th".encode() + b"\xff\tanna\n", "line 2", "not UTF-8"),
     ],
 )

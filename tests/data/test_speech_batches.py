@@ -79,7 +79,7 @@ def test_parts_are_disjoint_complete_and_of_equal_shapes(
     shapes = [[x["features"].shape for x, _, _ in part] for part in parts]
     assert all(shape == shapes[0] for shape in shapes)
     assert {shape[:2] for shape in shapes[0]} == set(parts[0].bucket_shapes)
-    assert len(parts[0].bucket_shapes) <= num_buckets
+    assert len(parts[0].bucket_shapes) <= num_buckets + (num_buckets > 1)  # one more for unusually long ones
 
 
 def test_buckets_are_quantiles_in_steps_of_eight_and_batches_fill_the_frame_budget():

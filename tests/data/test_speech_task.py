@@ -186,6 +186,34 @@ def test_labelled_batches_hold_the_texts_of_their_rows_and_nothing_for_rows_that
     assert not labels[weight == 0].any()
 
 
+def test_every_text_is_that_of_the_recording_it_stands_for(tmp_path):
+    corpus = make_corpus(tmp_path)
+    rows = usm.data.read_manifest(corpus.splits["train"])
+    rows = [rows[number] for number in (2, 0, 3, 1, 3, 0, 2, 1)]
+    write_manifest(corpus.splits["dev"], rows)
+    task = prepare(corpus, tmp_path)
+    texts = {task.frontend.num_frames(round(16000 * row.duration)): row.text for row in rows}
+    assert len(texts) == len(task.batches["dev"].bucket_shapes) == 4
+
+    def listener(x):
+        """Knows every recording by its length."""
+        logits = np.zeros((*x["features"].shape[:2], task.tokenizer.vocab_size), "float32")
+        for row, length in zip(logits, x["lengths"].tolist(), strict=True):
+            labels = task.tokenizer.encode(texts[length]) if length else []
+            row[np.arange(len(labels)), labels] = 1.0
+            row[len(labels) :, 0] = 1.0
+        return logits
+
+    references, hypotheses = task.transcribe(listener, "dev")
+    assert references == hypotheses == [row.text for row in rows]
+    heard = 0
+    for x, labels, weight in task.labelled("dev"):
+        for length, row in zip(x["lengths"][weight > 0].tolist(), labels[weight > 0], strict=True):
+            assert task.tokenizer.decode(row) == texts[length]
+            heard += 1
+    assert heard == len(rows)
+
+
 def test_a_text_that_cannot_be_spelled_has_no_labels(task):
     with pytest.raises(ValueError, match="sideways"):
         task.labelled("test")
