@@ -55,7 +55,7 @@ def calibrate(model, batches):
         count = run_with(model, batches, {id(layer): statistics[id(layer)].observe for layer in layers})
         if not count:
             raise ValueError("batches is empty; give at least one batch of inputs to calibrate with.")
-        unseen = [layer_path(layer) for layer in layers if not statistics[id(layer)].tokens]
+        unseen = [layer_path(layer) for layer in layers if not statistics[id(layer)].calls]
         if unseen:
             raise ValueError(
                 f"The model did not call {unseen} on these batches, so they cannot be calibrated with them."
@@ -143,23 +143,21 @@ def input_matrix(layer, inputs):
 
 class _InputStatistics:
     def __init__(self):
-        self.tokens, self.squares, self.low, self.high = 0, 0.0, 0.0, 0.0
+        self.calls, self.tokens, self.squares, self.low, self.high = 0, 0, 0.0, 0.0, 0.0
 
     def observe(self, layer, inputs, *args, **kwargs):
-        self.add(layer, input_matrix(layer, inputs))
+        self.add(layer, ops.convert_to_numpy(ops.cast(inputs, "float32")))
         return layer(inputs, *args, **kwargs)
 
     def add(self, layer, inputs):
-        if inputs is None:
-            raise ValueError(
-                f"Layer {layer.name!r} ({type(layer.layer).__name__}) cannot have activation-weighted scores: its "
-                "kernel's rows are not inputs. Use score='magnitude' for it."
-            )
         if not np.isfinite(inputs).all():
             raise ValueError(f"The inputs of layer {layer.name!r} are not finite; check the data and the weights.")
-        self.tokens += len(inputs)
-        self.squares = self.squares + np.sum(np.square(inputs, dtype=np.float64), axis=0)
+        self.calls += 1
         self.low, self.high = min(self.low, inputs.min()), max(self.high, inputs.max())
+        if hasattr(layer, "input_norm"):
+            inputs = input_matrix(layer, inputs)
+            self.tokens += len(inputs)
+            self.squares = self.squares + np.sum(np.square(inputs, dtype=np.float64), axis=0)
 
     def store(self, layer):
         if hasattr(layer, "input_norm"):

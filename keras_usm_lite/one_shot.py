@@ -159,6 +159,7 @@ def _prune(layer, wanted, moment, damping):
     pattern = {"n": layer.sparsity.n, "m": layer.sparsity.m}
     mask, weights = optimal_brain_surgeon(wanted, moment, damping=damping, **pattern)
     layer.mask.assign(mask)
+    layer.mask_fade.assign(0.0)  # of a training that ended while pruned weights were fading
     layer.assign_matrix(refitted(wanted, moment, mask, weights, damping))
 
 

@@ -24,7 +24,8 @@ def permute_channels(model, sweeps=300, seed=0):
 
     A layer of your own joins in with a method `free_channels()` that returns `(consumer, heads, producers)`: the
     projection whose rows may move, in how many equal parts they stay (1: anywhere), and the layers whose outputs move
-    along. Nothing between them may tell channels apart.
+    along. Nothing between them may tell channels apart, and kernels must be matrices `[inputs, outputs]`, those of the
+    producers also depthwise ones `[taps, channels, 1]`.
 
     Scales and zero points move with their columns and calibrated input norms with their rows, so the model computes
     what it did, up to float rounding, quantized or not. Layers whose second projection is not sparse stay as they are.
@@ -42,7 +43,8 @@ def permute_channels(model, sweeps=300, seed=0):
 
     Raises:
         ValueError: nothing to permute, or a layer that must not be: it has a mask already, its scales belong to blocks
-            of inputs, or the optimizer holds averages of gradients in the old order. Nothing is changed then.
+            of inputs, its kernel has another form, or the optimizer holds averages of gradients in the old order.
+            Nothing is changed then.
 
     Source: Pool and Yu 2021, "Channel Permutations for N:M Sparsity" (NeurIPS).
 
@@ -63,8 +65,10 @@ def permute_channels(model, sweeps=300, seed=0):
             "RelativeSelfAttention and those with a method free_channels()."
         )
     _check_optimizer(model)
-    for consumer, _, _ in places:
+    for consumer, _, producers in places:
         _check_consumer(consumer)
+        for layer in (consumer, *producers):
+            _check_kernel(layer, depthwise=layer is not consumer)
     return {layer_path(consumer): _permute(consumer, *rest, sweeps, seed) for consumer, *rest in places}
 
 
@@ -103,6 +107,22 @@ def _check_consumer(layer):
         )
 
 
+def _check_kernel(layer, depthwise):
+    kernel = _variable(layer, "kernel")
+    shape = () if kernel is None else tuple(kernel.shape)
+    if len(shape) > 2 and not (depthwise and shape[2:] == (1,)):
+        raise ValueError(
+            f"Layer {layer_path(layer)!r} ({type(layer).__name__}) has a kernel of shape {list(shape)}, whose channels "
+            "are not moved. Allowed are matrices [inputs, outputs], as those of Dense, and in front of the sparse "
+            "projection depthwise kernels [taps, channels, 1]; leave this layer out of free_channels()."
+        )
+
+
+def _variable(layer, name):
+    """A variable by its name, or None; a `CompressedLayer` leaves the bias to the layer that it wraps."""
+    return getattr(layer, name, getattr(getattr(layer, "layer", None), name, None))
+
+
 def _permute(consumer, heads, producers, sweeps, seed):
     """Reorder the channels in front of one sparse projection; return the relative gain."""
     scores = ops.convert_to_numpy(consumer.mask_scores())
@@ -113,9 +133,9 @@ def _permute(consumer, heads, producers, sweeps, seed):
     for producer in producers:
         for name in PER_OUTPUT:
             # Axis 1 of matrices and of depthwise kernels [taps, channels, 1], the only axis of vectors.
-            _reorder(getattr(producer, name, None), order, axis=1)
+            _reorder(_variable(producer, name), order, axis=1)
     for name in PER_INPUT:
-        _reorder(getattr(consumer, name, None), order, axis=0)
+        _reorder(_variable(consumer, name), order, axis=0)
     before, after = kept_magnitude(scores, n, m), kept_magnitude(scores[order], n, m)
     return after / before - 1.0 if before else 0.0
 

@@ -121,6 +121,15 @@ def test_a_recogniser_is_calibrated_with_its_lengths():
     assert all(np.any(array(layer.input_norm) != 1.0) for layer in usm.compressed_layers(model))
 
 
+def test_a_batched_einsum_gets_its_range():
+    model = keras.Sequential([keras.Input((2, 8)), keras.layers.EinsumDense("bgx,gxy->bgy", (2, 5))])
+    small = usm.compress(model, {".": (STATIC, None)})
+    inputs = RNG.normal(size=(6, 2, 8)).astype("float32")
+    assert usm.calibrate(small, [inputs[:2], inputs[2:]]) == 1
+    (layer,) = usm.compressed_layers(small)
+    assert (float(layer.input_low), float(layer.input_high)) == (inputs.min(), inputs.max())
+
+
 def test_an_einsum_sees_the_matrix_that_its_kernel_multiplies():
     layer = CompressedLayer(keras.layers.EinsumDense("abcd,cde->abe", (None, 6)), "int8")
     inputs = RNG.normal(size=(2, 5, 2, 4)).astype("float32")

@@ -147,6 +147,16 @@ def test_masks_and_frozen_scales_of_before_are_part_of_the_model_but_do_not_bind
     assert np.mean((array(small(HELD_OUT)) - expected) ** 2) < 0.001 * np.mean(expected**2)
 
 
+def test_pruned_weights_that_a_training_left_fading_are_gone():
+    small = usm.compress(network(), {".": (usm.QuantizationConfig(2, "midrise", scale="mse"), "2:4")})
+    usm.update_masks(small)
+    for layer in usm.compressed_layers(small):
+        layer.mask_fade.assign(0.5)
+    usm.one_shot(small, INPUTS)
+    for layer in usm.compressed_layers(small):
+        assert int(nm_violations(layer.effective_kernel(), 2, 4)) == 0
+
+
 def test_convolutions_get_their_usual_mask_and_scale():
     model = keras.Sequential([keras.Input((40, 32)), keras.layers.Conv1D(8, 3, name="conv")])
     small, plain = (usm.compress(model, {"conv": ("int4", "2:4")}) for _ in range(2))

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_usm_lite as usm
+from keras_usm_lite.layers.compressed_layer import CompressedLayer
 from keras_usm_lite.layers.feed_forward import FeedForward
 from keras_usm_lite.layers.light_conv import LightConv
 from keras_usm_lite.layers.relative_attention import RelativeSelfAttention
@@ -142,6 +143,43 @@ def test_a_layer_of_ones_own_says_which_channels_are_free():
     (gain,) = permute_channels(model).values()
     assert gain > 0
     np.testing.assert_allclose(array(model(x)), before, atol=1e-5)
+
+
+class Between(keras.layers.Layer):
+    """A projection of ones own, then a sparse one."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first, self.second = first, usm.NMSparseDense(3, "2:4")
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build((*shape[:-1], 12))
+
+    def call(self, x):
+        return self.second(ops.tanh(self.first(x)))
+
+    def free_channels(self):
+        return self.second, 1, [self.first]
+
+
+def test_the_bias_of_a_compressed_layer_moves_with_its_kernel():
+    first = CompressedLayer(keras.layers.EinsumDense("abc,cd->abd", (None, 12), bias_axes="d"), "int4")
+    model = randomize(keras.Sequential([keras.Input((7, 5)), Between(first)]))
+    x = np.random.default_rng(0).normal(size=(2, 7, 5)).astype("float32")
+    before, bias = array(model(x)), array(first.layer.bias)
+    permute_channels(model)
+    assert (array(first.layer.bias) != bias).any()
+    np.testing.assert_allclose(array(model(x)), before, atol=1e-5)
+
+
+def test_kernels_whose_channels_lie_elsewhere_are_refused_and_nothing_moves():
+    model = randomize(keras.Sequential([keras.Input((7, 5)), Between(keras.layers.Conv1D(12, 1))]))
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r"Conv1D\) has a kernel of shape \[1, 5, 12\].*leave this layer out"):
+        permute_channels(model)
+    for weight, old in zip(weights_of(model), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
 
 
 def test_heads_that_groups_straddle_are_left_alone():
