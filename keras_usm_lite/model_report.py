@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_usm_lite.compression import compressed_layers
+from keras_usm_lite.layers.compressed_kernel import FLOAT_BITS
 from keras_usm_lite.packing.entropy import entropy_bits
 from keras_usm_lite.packing.packed_layer import PACKED_VARIABLES
 from keras_usm_lite.packing.patterns import enumerative_bits, gather_kept, mask_to_indices
@@ -24,7 +25,7 @@ class LayerReport:
         path: the layer's path.
         kind: its class.
         weights: weights of its kernel.
-        quantization, sparsity: what was done to it, or None.
+        quantization, sparsity: what was done to it, or None; "float" in a float warm-up.
         mask_made: False where the N:M mask is not made yet: the sizes are those the kernel will have.
         non_zero: share of the effective kernel's weights that are not zero (not counted where nothing is compressed).
         bits_per_weight: storage of the kernel by enumerative coding, scales included.
@@ -180,13 +181,14 @@ def report(model):
 
 def _compressed_row(layer):
     kernel = ops.convert_to_numpy(layer.effective_kernel())
-    bits = layer.active_bits
+    warming_up = layer.quantization is not None and layer.active_bits == FLOAT_BITS
+    bits = 32 if warming_up else layer.active_bits
     density, enumerative, positions = 1.0, 0.0, 0.0
     if layer.sparsity is not None:
         n, m = layer.sparsity.n, layer.sparsity.m
         density, enumerative, positions = n / m, enumerative_bits(n, m), position_list_bits(n, m)
     scales = 0
-    if layer.quantization is not None:
+    if layer.quantization is not None and not warming_up:
         scales = int(np.prod(layer.kernel_scale.shape)) * (2 if layer.quantization.codebook == "asymmetric" else 1)
     scale_bits = 32 * scales / kernel.size
     code_entropy, mask_entropy = _entropies(layer, bits * density, enumerative)
@@ -194,7 +196,7 @@ def _compressed_row(layer):
         path=layer_path(layer),
         kind=type(layer).__name__,
         weights=kernel.size,
-        quantization=None if layer.quantization is None else f"int{bits}",
+        quantization=None if layer.quantization is None else "float" if warming_up else f"int{bits}",
         sparsity=None if layer.sparsity is None else str(layer.sparsity),
         mask_made=layer.mask_made,
         non_zero=float(np.count_nonzero(kernel)) / kernel.size,

@@ -87,6 +87,25 @@ def test_bits_in_force_count_not_the_configured_ones():
     assert row.quantization == "int8" and row.bits_per_weight == 8 + 32 / 64
 
 
+def test_a_float_warm_up_is_called_so_and_counts_as_float():
+    model = one("int2", "2:4")
+    model.layers[0].bits.assign(24)
+    (row,) = usm.report(model).rows
+    assert (row.quantization, row.compressed) == ("float", True)
+    assert row.bits_per_weight == pytest.approx(32 / 2 + math.log2(6) / 4)
+    assert row.archive_bits == pytest.approx(row.bits_per_weight, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "sparsity"), [("int4", "2:4"), ("int2", None), ("int3", "1:4"), ("int8", "4:8")]
+)
+def test_the_archive_has_the_size_that_is_estimated(quantization, sparsity, tmp_path):
+    model = one(quantization, sparsity, inputs=512, units=256)
+    size = usm.save_packed(model, tmp_path / "model.usm", archive=True).stat().st_size
+    estimate = usm.report(model).archive_bytes
+    assert 0 < size - estimate < 700 + 0.01 * estimate  # a container and tables
+
+
 def test_non_zeros_are_counted_in_the_effective_kernel():
     model = one("int2", "2:4")
     (row,) = usm.report(model).rows

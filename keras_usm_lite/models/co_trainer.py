@@ -161,9 +161,10 @@ class CoTrainer(keras.Model):
 def _raised(layer, bits, stays):
     """Return `(variable, value)` pairs with which a layer multiplies by a kernel of at least `bits` bits.
 
-    Where the boolean scalar `stays` is true, the values are those the variables have.
+    Where the boolean scalar `stays` is true, or where it has as many bits, the values are those the variables have.
     """
-    bits = ops.maximum(layer.bits, float(bits))
+    stays = ops.logical_or(stays, ops.greater_equal(layer.bits, float(bits)))
+    bits = ops.full_like(layer.bits, bits)
     pairs = [(layer.bits, bits), (layer.scale_frozen, 0.0 if layer.quantization.live else 1.0)]
     if not layer.quantization.live:
         kernel = ops.stop_gradient(layer.masked_kernel())

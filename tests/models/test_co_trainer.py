@@ -12,11 +12,9 @@ BINS, VOCAB = 40, 7
 SIZE = {"num_layers": 1, "dim": 16, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": BINS}
 QUIET = {"dropout": 0.0, "spec_augment": False}
 LENGTHS = np.array([40, 29, 22, 0], "int32")
-REAL = np.arange(10) < -(-LENGTHS[:, None] // 4)  # [batch, frames]: what is not padding
+WEIGHTS = np.array([1, 0, 1, 0], "float32")
+REAL = (np.arange(10) < -(-LENGTHS[:, None] // 4)) & (WEIGHTS[:, None] > 0)  # [batch, frames]: what counts
 LABELS = np.array([[1, 2, 3, 3], [4, 4, 0, 0], [6, 5, 0, 0], [0, 0, 0, 0]], "int32")
-WEIGHTS = np.array([1, 1, 1, 0], "float32")
-JIT = keras.backend.backend() == "jax"  # elsewhere compiling and tracing would take most of the time of these tests
-EAGER = keras.backend.backend() == "tensorflow"
 SEEDED_DROPOUT = keras.backend.backend() != "torch"  # there Keras' dropout draws from PyTorch's own generator
 
 
@@ -49,13 +47,14 @@ def batch():
     return {"features": features, "lengths": LENGTHS}
 
 
-def compiled(model, optimizer=None, jit_compile=JIT):
+def compiled(model, optimizer=None, jit_compile=False):
+    """Eager unless a test says otherwise: compiling and tracing would take most of the time."""
     loss = keras.losses.CTC(reduction="sum")
     model.compile(
         optimizer or keras.optimizers.SGD(0.01),
         loss=loss,
         jit_compile=jit_compile,
-        run_eagerly=EAGER and not jit_compile,
+        run_eagerly=not jit_compile,
     )
     return model
 
@@ -204,10 +203,12 @@ def test_the_mixed_branch_counts_as_the_low_one():
     assert logs["loss"][0] == pytest.approx(high + 0.25 * (low + mixed) + kl, rel=1e-4)
 
 
-def test_layers_at_or_above_the_high_precision_stay_as_they_are():
-    student = keras.Sequential(
-        [keras.Input((4,)), usm.QuantDense(8, quantization="int8"), usm.QuantDense(3, quantization="int2")]
-    )
+@pytest.mark.parametrize("scale", ["absmax", "mse", "learned", "frozen"])
+def test_layers_at_or_above_the_high_precision_stay_as_they_are(scale):
+    high = usm.QuantizationConfig(4 if scale != "absmax" else 8, scale=scale if scale != "frozen" else "absmax")
+    student = keras.Sequential([keras.Input((4,)), usm.QuantDense(8, high), usm.QuantDense(3, quantization="int2")])
+    if scale == "frozen":
+        student.layers[0].set_frozen_scale(0.7 * array(student.layers[0].quantized_kernel()[1]))
     x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
     raised = array(CoTrainer(student, high_bits=4)._at_high_bits(x, training=False))
     student.layers[1].bits.assign(4)
