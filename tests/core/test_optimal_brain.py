@@ -127,9 +127,13 @@ def test_of_each_group_the_weights_that_cost_least_are_pruned():
 
 
 def test_a_pattern_with_too_many_choices_is_judged_weight_by_weight():
-    _, moment = correlated(32)
-    mask, _ = optimal_brain_surgeon(RNG.normal(size=(32, 3)), moment, n=8, m=16)  # 12,870 choices
-    assert np.all(mask.reshape(2, 16, 3).sum(axis=1) == 8)
+    inputs, moment = correlated(32)
+    kernel = RNG.normal(size=(32, 100))
+    mask, weights = optimal_brain_surgeon(kernel, moment, n=8, m=16)  # 12,870 choices
+    assert np.all(mask.reshape(2, 16, 100).sum(axis=1) == 8)
+    largest = (magnitude(kernel, 8, 16) != 0).astype(float)
+    _, others = optimal_brain_surgeon(kernel, moment, mask=largest)
+    assert output_error(inputs, kernel, weights) < 0.8 * output_error(inputs, kernel, others)
 
 
 def test_rows_with_the_largest_inputs_are_rounded_first():

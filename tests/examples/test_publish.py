@@ -77,6 +77,13 @@ def test_the_card_tells_of_the_files_beside_it(published, corpus):
     assert card["tflite"] == (folder / "model.tflite").stat().st_size
     assert card["packed"] == (folder / "model.usm").stat().st_size
     assert card["words"] == 5 and card["wer"] == card["litert_wer"] == 2 / 5 and card["differing"] == 0
+    assert (card["low"], card["high"]) == (
+        0.0,
+        0.5,
+    )  # only the second text is right, as 1 of 27 draws of three know alone
+    assert card["cer"] == pytest.approx((3 + 0 + 7) / (6 + 3 + 10))
+    assert card["packed_share"] == pytest.approx(card["packed"] / (4 * card["weights"]))
+    assert card["tflite_share"] == pytest.approx(card["tflite"] / (4 * card["weights"]))
     recognizer = usm.LiteRTRecognizer(folder / "model.tflite", usm.load_tokenizer(folder / "tokenizer.json"))
     assert recognizer.transcribe(load_audio(corpus / "test-0.wav"))[0] == "yes"
     assert "40.00%; 0 of 3 texts differ" in (folder / "README.md").read_text()

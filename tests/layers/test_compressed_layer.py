@@ -7,7 +7,7 @@ from keras import ops
 from keras.src.testing import TestCase
 
 import keras_usm_lite as usm
-from keras_usm_lite.core.nm_mask import nm_violations
+from keras_usm_lite.core.nm_mask import nm_mask, nm_violations
 from keras_usm_lite.layers.compressed_layer import CompressedLayer
 
 LAYERS = {
@@ -56,6 +56,20 @@ def test_the_wrapped_layer_computes_with_the_effective_kernel(kind):
     outputs = array(layer(inputs_of(kind)))
     np.testing.assert_allclose(outputs, array(plain(inputs_of(kind))), rtol=1e-5, atol=1e-5)
     assert np.abs(outputs - before).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_training_makes_masks_in_the_step_adds_penalties_and_noise(kind):
+    sparsity = usm.SparsityConfig(2, 4, every_step=True, gradient="ste")
+    layer = wrapped(kind, usm.QuantizationConfig(4, form="noise", error_loss=0.5), sparsity)
+    layer.assign_matrix(-array(layer.kernel_matrix())[::-1])
+    served = array(layer(inputs_of(kind)))
+    trained = array(layer(inputs_of(kind), training=True))
+    expected = nm_mask(np.abs(array(layer.kernel_matrix())), 2, 4)
+    np.testing.assert_array_equal(array(layer.mask), array(expected))
+    error = np.mean((array(layer.masked_kernel()) - array(layer.effective_kernel())) ** 2)
+    assert [float(loss) for loss in layer.losses] == pytest.approx([0.5 * error], rel=1e-4)
+    assert (trained != served).any() and (array(layer(inputs_of(kind), training=True)) != trained).any()
 
 
 @pytest.mark.parametrize("kind", LAYERS)

@@ -7,7 +7,7 @@ from keras import ops
 from keras.src.testing import TestCase
 
 import keras_usm_lite as usm
-from keras_usm_lite.core.nm_mask import nm_violations
+from keras_usm_lite.core.nm_mask import nm_mask, nm_violations
 from keras_usm_lite.core.quantize import dequantize
 
 CONFIGS = {
@@ -130,25 +130,16 @@ def test_gradient_of_the_kernel_is_straight_through_with_a_stopped_scale():
     np.testing.assert_allclose(bias_gradient, upstream.sum(axis=0), rtol=1e-4, atol=1e-5)
 
 
-def test_absmax_scale_gradient_reaches_only_the_largest_weight_of_a_channel():
-    layer = built(usm.QuantizationConfig(bits=4))
-    kernel = array(layer.kernel)
-    codes, scale = (array(v) for v in layer.quantized_kernel())
-    x = np.random.default_rng(1).normal(size=(8, 16)).astype("float32")
-    upstream, (gradient, _) = gradients(layer, x)
-    plain = x.T @ upstream
-    extra = gradient - plain
-    largest = np.abs(kernel).argmax(axis=0)
-    columns = np.arange(kernel.shape[1])
-    expected = np.sign(kernel[largest, columns]) / 7 * (plain * (codes - kernel / scale)).sum(axis=0)
-    np.testing.assert_allclose(extra[largest, columns], expected, rtol=1e-3, atol=1e-5)
-    extra[largest, columns] = 0
-    np.testing.assert_allclose(extra, 0, atol=1e-5)
+SHARED = {"channel": ({}, (1, 6)), "tensor": ({"per_tensor": True}, (1, 1)), "block": ({"block_size": 4}, (4, 6))}
 
 
-def test_learned_scale_receives_the_lsq_gradient():
-    layer = built(usm.QuantizationConfig(bits=2, scale="learned"))
+@pytest.mark.parametrize("shared", SHARED)
+def test_learned_scale_receives_the_lsq_gradient(shared):
+    options, shape = SHARED[shared]
+    layer = built(usm.QuantizationConfig(bits=2, scale="learned", form="fake", **options))
     kernel, scale = array(layer.kernel), array(layer.kernel_scale)
+    assert scale.shape == shape
+    scale = np.broadcast_to(scale.repeat(16 // shape[0], axis=0), (16, 6))
     x = np.random.default_rng(1).normal(size=(8, 16)).astype("float32")
     ratio = kernel / scale
     inside = np.abs(ratio) <= 1
@@ -156,8 +147,9 @@ def test_learned_scale_receives_the_lsq_gradient():
     upstream, (kernel_gradient, _, scale_gradient) = gradients(layer, x)
     plain = x.T @ upstream
     np.testing.assert_allclose(kernel_gradient, plain * inside, rtol=1e-4, atol=1e-5)
-    expected = (plain * np.where(inside, codes - ratio, codes)).sum(axis=0, keepdims=True)
-    expected /= np.sqrt(16 * 1)  # 16 weights share a scale, and the highest code is 1
+    expected = (plain * np.where(inside, codes - ratio, codes)).reshape(shape[0], -1, shape[1], 6 // shape[1])
+    number = expected.shape[1] * expected.shape[3]  # of weights that share a scale; the highest code is 1
+    expected = expected.sum(axis=(1, 3)) / np.sqrt(number * 1)
     np.testing.assert_allclose(scale_gradient, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -227,12 +219,13 @@ def test_sr_ste_adds_the_decay_of_pruned_weights_and_no_loss_value():
 
 def test_every_step_mask_follows_the_kernel_inside_the_step():
     layer = built(None, usm.SparsityConfig(n=2, m=4, every_step=True, gradient="ste"))
-    layer.kernel.assign(-array(layer.kernel)[::-1])
+    kernel = -array(layer.kernel)[::-1]
+    layer.kernel.assign(kernel)
     stale = array(layer.mask)
     gradients(layer, np.ones((2, 16), "float32"))
     fresh = array(layer.mask)
     assert np.any(stale != fresh)
-    assert np.all(fresh.reshape(4, 4, 6).sum(axis=1) == 2)
+    np.testing.assert_array_equal(fresh, array(nm_mask(np.abs(kernel), 2, 4)))
 
 
 def test_mask_fade_lets_pruned_weights_through_in_part():
@@ -307,16 +300,17 @@ def test_bad_arguments_are_refused_with_the_fix():
         built("int4").update_mask()
 
 
-def test_noise_trains_with_one_integer_step_of_noise_and_serves_the_integers():
-    layer = built(usm.QuantizationConfig(bits=4, form="noise"), "2:4", inputs=64, units=32)
+@pytest.mark.parametrize(("codebook", "half"), [("symmetric", 0.5), ("midrise", 1.0)])  # half a step, in scales
+def test_noise_trains_with_one_integer_step_of_noise_and_serves_the_integers(codebook, half):
+    layer = built(usm.QuantizationConfig(bits=4, codebook=codebook, form="noise"), "2:4", inputs=64, units=32)
     identity = np.eye(64, dtype="float32")
     scale = array(layer.quantized_kernel()[1])
     masked, mask = array(layer.masked_kernel()), array(layer.mask)
     first, second = (array(layer(identity, training=True)) for _ in range(2))
     noise = (first - masked) / scale
     assert np.any(first != second)
-    assert np.all(noise[mask == 0] == 0) and np.abs(noise).max() <= 0.5 + 1e-4
-    assert np.std(noise[mask == 1]) == pytest.approx(12**-0.5, rel=0.1)
+    assert np.all(noise[mask == 0] == 0) and np.abs(noise).max() <= half + 1e-4
+    assert np.std(noise[mask == 1]) == pytest.approx(half / 3**0.5, rel=0.1)
     np.testing.assert_allclose(array(layer(identity)), array(layer.effective_kernel()), rtol=1e-5, atol=1e-6)
 
 

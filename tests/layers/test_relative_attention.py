@@ -135,6 +135,12 @@ def test_a_row_of_padding_gives_finite_values_and_gradients(chunk_size):
         assert np.isfinite(array(new)).all() and np.any(array(new) != old)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_row_of_padding_is_finite_in_float16(chunk_size):
+    outputs = built(chunk_size=chunk_size, dtype="mixed_float16")(frames(2, 6), mask=frame_mask([0, 6], 6))
+    assert np.isfinite(array(outputs)).all()
+
+
 def test_scores_are_computed_in_float32_under_mixed_precision():
     x = frames(1, 10)
     mixed = built(dtype="mixed_bfloat16")
