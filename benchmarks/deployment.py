@@ -93,7 +93,7 @@ def measure_parity(usm, model, dataset, tokenizer, path):
 
 def run_cell(usm, small, tiny, task, name, folder):
     """Make one row of the table, or read the one an earlier run made."""
-    from finetune_usm_lite import write_json
+    from run_folder import write_json
 
     finished = os.path.join(folder, "cell.json")
     if os.path.exists(finished):
@@ -144,12 +144,14 @@ def main():
     import finetune_usm_lite as example
     import keras
     from litert_profile import milliseconds
+    from run_folder import remember_arguments
 
     import keras_usm_lite as usm
 
     keras.utils.set_random_seed(0)
     os.makedirs(args.output, exist_ok=True)
     task = usm.data.SpeechTask.prepare(usm.data.open_corpus("synthetic_commands"), seed=0, batch_frames=4000)
+    remember_arguments(args, task.corpus, free=("output", "repeats"))
     tiny = example.train_float(usm, keras, task, args)
     keras.utils.set_random_seed(0)
     small = usm.USMForCTC(task.tokenizer.vocab_size, "small")
@@ -160,7 +162,8 @@ def main():
     for name, ms in milliseconds(files, args.repeats).items():
         cells[name]["ms"] = ms
     result = {
-        "command": "python benchmarks/deployment.py",
+        "command": f"python benchmarks/deployment.py --epochs {args.epochs} --repeats {args.repeats}"
+        + (" --model FLOAT.keras" if args.float_model else ""),
         "corpus": task.corpus.name,
         "parameters": small.count_params(),
         "seconds_of_audio": SECONDS,

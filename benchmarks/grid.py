@@ -12,6 +12,7 @@ away unread, in `results/grid_CORPUS/`, until `grid_tables.py` counts its errors
 
 import argparse
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -85,8 +86,9 @@ def train(usm, keras, args, folder, bits, pattern, name, seed):
         learner = learner_of(usm, model, origin, recipe)
         usm.compile_ctc(learner, rate, steps, warmup=0.1, freeze_step=freeze_step(recipe, steps))
         usm.fit_ctc(
-            learner, batches, task.batches["dev"], task.tokenizer, epochs, verbose=2, backup_dir=f"{path}.backup",
+            learner, batches, task.batches["dev"], task.tokenizer, epochs, verbose=2,
             callbacks=schedules(usm, recipe, bits, pattern, epochs, len(batches)),
+            backup_dir=f"{path}.{commit()}.backup",
         )  # fmt: skip
     model.save(f"{path}.keras")
     dev, sizes = keep_outcomes(usm, task, model, path, os.path.join(RESULTS, f"grid_{task.corpus.name}"))
@@ -178,6 +180,17 @@ def packed_files(usm, model, path):
     return files
 
 
+def belongs_to(folder, float_model):
+    """Keep the runs of one float model in a folder: those that go on from a control would take that of another."""
+    path = os.path.join(folder, "float_model.txt")
+    if not os.path.exists(path):
+        with open(path, "w") as file:
+            file.write(float_model)
+    with open(path) as file:
+        if file.read() != float_model:
+            raise SystemExit(f"{folder} holds the trained models of another float model. Give another --output.")
+
+
 def checksum(path):
     """First digits of a file's SHA-256."""
     with open(path, "rb") as file:
@@ -212,13 +225,15 @@ def main():
     rows = read_rows(path)
     if any(row["float_model"] != checksum(args.float_model) for row in rows):
         raise SystemExit(f"{path} holds runs of another float model. Move it away to start anew.")
+    belongs_to(folder, checksum(args.float_model))
     for run in selected(args, {row["run"] for row in rows}):
         print(f"== {run_name(*run)}", flush=True)
         row = train(usm, keras, args, folder, *run)
         with open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
         # A finished backup would be taken for the same run made again, whatever has changed since.
-        shutil.rmtree(os.path.join(folder, f"{file_name(row['run'])}.backup"), ignore_errors=True)
+        for backup in glob.glob(os.path.join(folder, f"{file_name(row['run'])}.*backup")):
+            shutil.rmtree(backup)
         print(f"== {row['run']}: dev WER {row['dev_wer']:.2%}, {row['minutes']} min", flush=True)
         keras.utils.clear_session()
 

@@ -16,6 +16,7 @@ import tempfile
 from grid import ARCHIVE_VERSION, RESULTS, ROOT, packed_files, read_rows
 from grid_plan import file_name
 
+ARCHIVES = ("archive", "smallest")  # kinds of packed files whose sizes change with the format
 DESCRIPTION_BYTES = 100  # by which the file of a published model may be longer, as it was loaded before
 
 
@@ -30,8 +31,10 @@ def parse_arguments():
 def files_of(row, corpus, folder):
     """Return `{kind: path}` of the packed files of a run as they are, kinds as in its row; other sizes are refused."""
     path = os.path.join(folder, file_name(row["run"]))
-    files = {kind: f"{path}{end}" for kind, end in (("packed", ".usm"), ("archive", ".archive.usm"))}
+    files = {"packed": f"{path}.usm"} | {kind: f"{path}.{kind}.usm" for kind in ARCHIVES if kind in row["bytes"]}
     files = {kind: file for kind, file in files.items() if os.path.exists(file)} or published(row, corpus)
+    if "packed" not in files and "smallest" in row["bytes"]:
+        return {}  # an archive cannot be made a smaller one without rounding twice
     for kind, file in files.items():
         size, expected = os.path.getsize(file), row["bytes"][kind]
         if abs(size - expected) > DESCRIPTION_BYTES:
@@ -51,7 +54,7 @@ def published(row, corpus):
 
 
 def repacked(usm, files):
-    """Return the bytes of the archive written anew, after comparing it with the old files."""
+    """Return `{kind: bytes}` of the archives written anew, after comparing them with the old files."""
     import numpy as np
 
     model = usm.load_packed(files["packed" if "packed" in files else "archive"])
@@ -61,7 +64,7 @@ def repacked(usm, files):
             pairs = zip(usm.load_packed(new[kind]).get_weights(), usm.load_packed(old).get_weights(), strict=True)
             if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
                 raise SystemExit(f"{old} is not read back bit for bit when it is written anew: train this run again.")
-        return os.path.getsize(new["archive"])
+        return {kind: os.path.getsize(new[kind]) for kind in ARCHIVES if kind in new}
 
 
 def main():
@@ -78,11 +81,13 @@ def main():
     results = os.path.join(RESULTS, f"grid_{corpus}.jsonl")
     rows = read_rows(results)
     for row in rows:
-        before = row["bytes"]["archive"]
         files = files_of(row, corpus, folder) if row.get("archive_version") != ARCHIVE_VERSION else {}
         if files:
-            row["bytes"]["archive"], row["archive_version"] = repacked(usm, files), ARCHIVE_VERSION
-            print(f"{row['run']}: archive {before} -> {row['bytes']['archive']} bytes", flush=True)
+            sizes = {kind: size for kind, size in repacked(usm, files).items() if kind in row["bytes"]}
+            before = {kind: row["bytes"][kind] for kind in sizes}
+            row["bytes"] |= sizes
+            row["archive_version"] = ARCHIVE_VERSION
+            print(f"{row['run']}: {before} -> {sizes} bytes", flush=True)
             keras.utils.clear_session()
     with replacing(results) as temporary, open(temporary, "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

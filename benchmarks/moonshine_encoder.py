@@ -82,7 +82,8 @@ def main():
     long = [utterance for utterance in train if utterance.duration > 4][:64]
     calibration = np.concatenate([heard(utterance, 64000) for utterance in long])
     result = {
-        "command": f"python benchmarks/moonshine_encoder.py --weights FOLDER --data {corpus.name}",
+        "command": f"python benchmarks/moonshine_encoder.py --weights FOLDER --data {corpus.name} "
+        f"--recordings {args.recordings}",
         "recordings": len(recordings), "frames": sum(h.shape[1] for h in expected),
         "calibration frames": int(np.prod(calibration.shape[:2])),
         "largest difference from the reference": difference,

@@ -91,8 +91,8 @@ def summarize(backend, device, seconds, load):
     row["median_seconds"] = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"{backend}, {device}: float step {row['median_seconds']['dense']:.3f} s, load average {load:.1f}")
     for name, target in TARGETS.items():
-        ratios = sorted(one / dense for one, dense in zip(seconds[name], seconds["dense"], strict=True))
-        low, median, high = (ratios[int(share * (len(ratios) - 1))] for share in (0.25, 0.5, 0.75))
+        ratios = [one / dense for one, dense in zip(seconds[name], seconds["dense"], strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4)
         row["ratios"][name] = {"median": median, "quartiles": [low, high], "target": target, "met": median <= target}
         print(f"  {name:18} {median:.3f} ({low:.3f} to {high:.3f}), target {target:.2f}")
     row["int4_profile"] = {}

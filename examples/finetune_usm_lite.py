@@ -214,6 +214,8 @@ def main(arguments=None):
         float_model = train_float(usm, keras, task, args)
     post_training = compress(usm, float_model, args)
     usm.update_masks(post_training)
+    for layer in usm.compressed_layers(post_training):
+        layer.update_scale()  # of what is left
     with timed(seconds, "fine-tuning", os.path.join(args.output, "compressed.keras")):
         model = fine_tune(usm, keras, task, compress(usm, float_model, args), args, "compressed")
     candidates = {"float": float_model, "post-training": post_training, "fine-tuned": model}
