@@ -59,7 +59,8 @@ def train(engine, folder):
         **os.environ,
         "KERAS_BACKEND": "jax",
         "PYTHONPATH": os.path.dirname(os.path.dirname(usm.__file__)),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        + " --xla_force_host_platform_device_count=4",
     }
     path = folder / "weights.npz"
     done = subprocess.run(

@@ -67,7 +67,8 @@ def found(tmp_path_factory):
         "KERAS_BACKEND": keras.backend.backend(),
         "PYTHONPATH": os.path.dirname(os.path.dirname(usm.__file__)),
         # What is counted is compilations, not how well they optimise.
-        "XLA_FLAGS": f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_backend_optimization_level=0",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        + f" --xla_dump_to={dump} --xla_dump_hlo_as_text",
     }
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # a step found in the cache would not be counted
     done = subprocess.run([sys.executable, "-c", TRAINING, dump], env=environment, capture_output=True, text=True)

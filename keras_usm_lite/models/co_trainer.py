@@ -163,8 +163,8 @@ def _raised(layer, bits, stays):
 
     Where the boolean scalar `stays` is true, or where it has as many bits, the values are those the variables have.
     """
-    stays = ops.logical_or(stays, ops.greater_equal(layer.bits, float(bits)))
-    bits = ops.full_like(layer.bits, bits)
+    own = ops.convert_to_tensor(layer.bits)
+    stays, bits = ops.logical_or(stays, own >= bits), ops.full_like(own, bits)
     pairs = [(layer.bits, bits), (layer.scale_frozen, 0.0 if layer.quantization.live else 1.0)]
     if not layer.quantization.live:
         kernel = ops.stop_gradient(layer.masked_kernel())

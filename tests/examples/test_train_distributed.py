@@ -115,7 +115,7 @@ def start(corpus, output, *options, before=""):
         "KERAS_BACKEND": keras.backend.backend(),
         "KERAS_USM_LITE_HOME": str(output),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles twice as fast
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0"),  # compiles twice as fast
     }
     command = [str(part) for part in [sys.executable, "-c", before + RUN, output, *options]]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -9,6 +9,7 @@ import keras_usm_lite as usm
 from keras_usm_lite.models.co_trainer import CoTrainer
 
 BINS, VOCAB = 40, 7
+JIT = keras.backend.backend() == "jax"  # elsewhere compiling and tracing would take most of the time of these tests
 SIZE = {"num_layers": 1, "dim": 16, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": BINS}
 QUIET = {"dropout": 0.0, "spec_augment": False}
 LENGTHS = np.array([40, 29, 22, 0], "int32")
@@ -47,8 +48,7 @@ def batch():
     return {"features": features, "lengths": LENGTHS}
 
 
-def compiled(model, optimizer=None, jit_compile=False):
-    """Eager unless a test says otherwise: compiling and tracing would take most of the time."""
+def compiled(model, optimizer=None, jit_compile=JIT):
     loss = keras.losses.CTC(reduction="sum")
     model.compile(
         optimizer or keras.optimizers.SGD(0.01),
