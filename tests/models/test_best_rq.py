@@ -57,6 +57,32 @@ def test_targets_depend_neither_on_what_is_hidden_nor_on_padding():
     np.testing.assert_array_equal(array(best_rq(mask_prob=1.0).targets(batch())), before)
 
 
+def test_noise_of_a_tenth_stands_where_something_is_hidden():
+    class Witness(usm.USMEncoder):
+        def call(self, inputs, **kwargs):
+            self.heard = array(inputs)
+            return super().call(inputs, **kwargs)
+
+    encoder = Witness(**ENCODER)
+    encoder.build((None, None, BINS))
+    best_rq(encoder=encoder, mask_prob=1.0)(batch())
+    heard = encoder.heard[np.arange(64) < LENGTHS[:, None]]
+    assert (heard.mean(), heard.std()) == pytest.approx((0.0, 0.1), abs=0.01)
+
+
+def test_losses_of_the_encoders_own_layers_are_added():
+    encoder = usm.USMEncoder(quantization=usm.QuantizationConfig(2, error_loss=10.0), **ENCODER)
+    encoder.build((None, None, BINS))
+    model = best_rq(encoder=encoder)
+    outputs = model(batch(), training=True)
+    own = sum(float(loss) for loss in model.losses)
+    logits, hidden = (array(output) for output in outputs)
+    codes, weights = array(model.targets(batch())), hidden & REAL
+    errors = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, codes[..., None], -1)[..., 0]
+    loss = float(model.compute_loss(batch(), y_pred=outputs))
+    assert own > 0.01 and loss == pytest.approx((weights * errors.mean(-1)).sum() / weights.sum() + own, rel=1e-4)
+
+
 def test_what_is_hidden_cannot_be_heard():
     model = best_rq(mask_prob=1.0)
     other = {"features": -batch()["features"], "lengths": LENGTHS}

@@ -157,6 +157,13 @@ def test_spec_augment_acts_in_training_only_and_can_be_left_out():
     assert np.abs(array(augmented(x, training=True)) - array(augmented(x))).max() > 0.01
 
 
+def test_spec_augment_takes_arguments_and_the_configuration_keeps_them():
+    model = prepared(spec_augment={"time_masks": 3, "time_share": 0.2})
+    for one in (model, usm.USMForCTC.from_config(model.get_config())):
+        assert (one.spec_augment.time_masks, one.spec_augment.time_share) == (3, 0.2)
+    assert usm.USMForCTC.from_config(prepared(spec_augment=False).get_config()).spec_augment is None
+
+
 def test_logits_are_float32_under_mixed_precision():
     mixed, full = prepared(dtype="mixed_bfloat16"), prepared()
     mixed.set_weights(full.get_weights())
