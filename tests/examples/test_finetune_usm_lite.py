@@ -194,3 +194,44 @@ def test_the_report_tells_what_was_made_in_this_start_and_the_gate_comes_after_i
     assert second["seconds"]["float training"] == second["seconds"]["fine-tuning"] == "loaded"
     assert second["error_rates"]["fine-tuned"] == first["error_rates"]["fine-tuned"]
     assert "fine-tuning loaded" in capsys.readouterr().out
+
+
+def test_a_packed_file_of_other_integers_is_noticed(example, tmp_path):
+    model, other = (keras.Sequential([keras.Input((8,)), usm.QuantDense(4, "int4")]) for _ in range(2))
+    path = usm.save_packed(model, tmp_path / "model.usm")
+    assert example.check_packed(usm, model, path) and not example.check_packed(usm, other, path)
+
+
+def test_texts_that_litert_hears_otherwise_are_counted(example):
+    class Recognizer:
+        def __init__(self, path, tokenizer):
+            self.texts = iter(["up", "down up"])
+
+        def transcribe(self, audio):
+            return next(self.texts), 0.5
+
+    library = types.SimpleNamespace(LiteRTRecognizer=Recognizer)
+    rows = [Utterance("/a.wav", 2.0, "up", "x"), Utterance("/b.wav", 3.0, "down", "x")]
+    task = types.SimpleNamespace(tokenizer=None, utterances={"test": rows}, audio=lambda utterance: None)
+    texts, differing, factor = example.run_litert(library, task, "model.tflite", ["up", "down"])
+    assert (texts, differing, factor) == (["up", "down up"], [("down", "down up")], 1.0 / 5.0)
+
+
+@pytest.mark.filterwarnings("ignore:Left out")
+def test_the_control_is_the_float_model(example, shortened, tmp_path, monkeypatch):
+    trained = {}
+
+    def train(usm, task, model, args, name, *_, **__):
+        trained[name] = len(usm.compressed_layers(model))
+        example.save_model(model, os.path.join(args.output, f"{name}.keras"))
+        return model
+
+    monkeypatch.setattr(example, "train", train)
+    monkeypatch.setenv("KERAS_USM_LITE_HOME", str(tmp_path / "home"))
+    output = tmp_path / "output"
+    shortened[0](
+        ["--data", str(make_corpus(tmp_path / "tones")), "--output", str(output), "--sparsity", "none", "--control"]
+    )
+    assert trained["float"] == trained["control"] == 0 < trained["compressed"]
+    rates = json.loads((output / "report.json").read_text())["error_rates"]
+    assert rates["float, fine-tuned"] == rates["float"]  # the same weights here
