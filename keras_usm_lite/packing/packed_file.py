@@ -64,7 +64,7 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
 
     Example:
 
-    >>> import os, tempfile, keras_usm_lite as usm
+    >>> import os, tempfile, keras, keras_usm_lite as usm
     >>> model = keras.Sequential([keras.Input((64,)), usm.QuantDense(64, "int4", sparsity="2:4")])
     >>> _ = usm.update_masks(model)
     >>> path = os.path.join(tempfile.mkdtemp(), "model.usm")
