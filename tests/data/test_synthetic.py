@@ -130,6 +130,26 @@ def test_degraded_speech_has_the_ratio_of_speech_to_noise_asked_for(snr):
     assert np.median(ratios) == pytest.approx(snr, abs=1.5)
 
 
+def test_half_of_the_recordings_have_a_room_and_a_third_a_duller_microphone():
+    """A click without noise shows the response of everything else."""
+    rooms, dull, tails = 0, 0, []
+    click = np.zeros(8000, np.float32)
+    click[0] = 1
+    for seed in range(300):
+        response = degrade(click, np.random.default_rng(seed), (200.0, 200.0)).astype(np.float64)
+        start = np.argmax(np.abs(response) > 1e-3 * np.abs(response).max())
+        response = response[start:]
+        high = np.abs(np.fft.rfft(response, 16000))[7000:].mean() / np.abs(response).max()
+        late = np.sqrt(np.mean(response[800:1600] ** 2)) > 1e-6 * np.abs(response).max()
+        rooms += late
+        dull += high < 0.1
+        if late and high > 0.1:
+            tails.append(10 * np.log10(np.sum(response[1:] ** 2) / response[0] ** 2))
+            assert np.abs(response[6400:]).max() < 1e-6 * response[0]  # over after 0.4 s
+    assert rooms / 300 == pytest.approx(1 / 2, abs=0.1) and dull / 300 == pytest.approx(1 / 3, abs=0.1)
+    assert -21 < min(tails) < -19 and -7 < max(tails) < -5
+
+
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
 def test_noise_has_the_spectral_slope_asked_for(exponent):
     noise = _colored_noise(1 << 17, exponent, np.random.default_rng(0))

@@ -92,6 +92,14 @@ def test_modules_that_say_nothing_leave_the_normalised_input():
     np.testing.assert_allclose(array(block(x)), normalised(x, block.norm), rtol=1e-5, atol=1e-5)
 
 
+def test_dropout_of_everything_takes_every_module_away_in_training():
+    block = built(dropout=1 - 1e-7)
+    x = frames(2, 7)
+    y = array(block(x, training=True))
+    np.testing.assert_allclose(y, normalised(x, block.norm), rtol=1e-5, atol=1e-5)
+    assert np.abs(array(block(x)) - y).max() > 0.1
+
+
 @pytest.mark.parametrize("compression", [{}, COMPRESSED])
 @pytest.mark.parametrize("streaming", [{}, {"chunk_size": 4, "causal_conv": True}])
 def test_an_utterance_is_the_same_alone_and_in_a_padded_batch(streaming, compression):

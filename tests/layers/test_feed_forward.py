@@ -70,5 +70,6 @@ def test_dropout_acts_in_training_only():
     layer = built(dropout=0.5)
     x = frames(2, 50)
     np.testing.assert_array_equal(array(layer(x, training=False)), array(layer(x)))
-    dropped = array(layer(x, training=True)) == 0
-    assert 0.4 < dropped.mean() < 0.6
+    y, kept = array(layer(x)), array(layer(x, training=True))
+    assert 0.4 < np.mean(kept == 0) < 0.6
+    assert np.abs(kept - 2 * y)[kept != 0].min() > 1e-6  # what is kept has lost hidden units, too

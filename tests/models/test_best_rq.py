@@ -1,5 +1,7 @@
 """BestRQ: what it predicts and where, what it trains, and that what was learned reaches a recogniser."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -81,6 +83,19 @@ def test_losses_of_the_encoders_own_layers_are_added():
     errors = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, codes[..., None], -1)[..., 0]
     loss = float(model.compute_loss(batch(), y_pred=outputs))
     assert own > 0.01 and loss == pytest.approx((weights * errors.mean(-1)).sum() / weights.sum() + own, rel=1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is TensorFlow's")
+def test_of_four_replicas_each_counts_a_quarter(monkeypatch):
+    import tensorflow as tf
+
+    encoder = usm.USMEncoder(quantization=usm.QuantizationConfig(2, error_loss=10.0), **ENCODER)
+    encoder.build((None, None, BINS))
+    model = best_rq(encoder=encoder)
+    outputs = model(batch(), training=True)
+    whole = float(model.compute_loss(batch(), y_pred=outputs))
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: types.SimpleNamespace(num_replicas_in_sync=4))
+    assert float(model.compute_loss(batch(), y_pred=outputs)) == pytest.approx(whole / 4, rel=1e-5)
 
 
 def test_what_is_hidden_cannot_be_heard():

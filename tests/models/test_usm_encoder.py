@@ -51,6 +51,16 @@ class LayerContract(TestCase):
         )
 
 
+def test_dropout_of_everything_leaves_the_norms_of_silence_in_training():
+    encoder = built(dropout=1 - 1e-7)
+    x = features(1, 16)
+    y = np.zeros((1, 4, SIZE["dim"]))
+    for block in encoder.blocks:
+        y = block.norm(y)
+    np.testing.assert_allclose(array(encoder(x, training=True)), array(y), rtol=1e-5, atol=1e-5)
+    assert np.abs(array(encoder(x)) - array(y)).max() > 0.1
+
+
 def test_the_encoder_is_subsampling_followed_by_its_blocks():
     encoder = built()
     x = features(1, 16)
