@@ -54,17 +54,28 @@ CASES = [
 ]
 
 
-def compressed(kind, quantization, sparsity):
-    layer = type(LAYERS[kind]).from_config(LAYERS[kind].get_config())
-    model = keras.Sequential([keras.Input((None, 32)), layer])
+def compressed(*cases):
+    """The kinds of layers named, side by side over one input; the last axis joins their outputs."""
+    layers = [
+        type(LAYERS[kind]).from_config({**LAYERS[kind].get_config(), "name": f"layer_{number:02}"})
+        for number, (kind, *_) in enumerate(cases)
+    ]
+    inputs = keras.Input((None, 32))
+    outputs = [layer(inputs) for layer in layers]
+    flat = [keras.layers.Reshape((-1, int(np.prod(output.shape[2:]))))(output) for output in outputs]
+    model = keras.Model(inputs, keras.layers.Concatenate()(flat) if len(flat) > 1 else outputs[0])
     for weight in model.weights:
         weight.assign(RNG.normal(size=weight.shape))
-    model = usm.compress(model, {".": (quantization, sparsity)})
-    if sparsity is not None:
-        usm.update_masks(model)
+    model = usm.compress(model, {layer.name: case[1:3] for layer, case in zip(layers, cases, strict=True)})
     for layer in usm.compressed_layers(model):
+        if layer.sparsity is not None:
+            layer.update_mask()
         layer.update_scale()
     return model
+
+
+def array(tensor):
+    return ops.convert_to_numpy(tensor)
 
 
 def run(path, *inputs):
@@ -81,15 +92,28 @@ def run(path, *inputs):
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Of every case, in one file: the bits in the file, what the runtime computes, and what Keras does."""
+    model = compressed(*CASES)
+    path = usm.export_litert(model, tmp_path_factory.mktemp("exported") / "model.tflite")  # compares the integers
+    weights = read_litert_weights(path)
+    assert len(weights) == len(CASES)
+    widths = [32 if kind == "depthwise" else 24 for kind, *_ in CASES]
+    found = [np.split(output, np.cumsum(widths)[:-1], -1) for output in (run(path, FRAMES), array(model(FRAMES)))]
+    cases = []
+    for number, outputs in enumerate(zip(*found, strict=True)):
+        (weight,) = (weight for weight in weights if f"layer_{number:02}" in weight.name)
+        cases.append((weight.bits, *outputs))
+    return cases
+
+
 @pytest.mark.filterwarnings("ignore:.*the next width LiteRT can run")
-@pytest.mark.parametrize(("kind", "quantization", "sparsity", "bits"), CASES)
-def test_every_kernel_runs_as_integers_of_the_promised_width(kind, quantization, sparsity, bits, tmp_path):
-    model = compressed(kind, quantization, sparsity)
-    path = usm.export_litert(model, tmp_path / "model.tflite")  # which compares the integers themselves
-    (weight,) = read_litert_weights(path)
-    assert weight.bits == bits
-    expected = ops.convert_to_numpy(model(FRAMES))
-    error = np.sqrt(np.mean((run(path, FRAMES) - expected) ** 2)) / expected.std()
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_every_kernel_runs_as_integers_of_the_promised_width(number, exported):
+    bits, found, expected = exported[number]
+    assert bits == CASES[number][-1]
+    error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
     assert error < 0.02  # int8 activations
 
 
@@ -104,9 +128,9 @@ def test_a_problem_is_named_exactly_where_the_file_needs_more_bits(kind, quantiz
 
 @pytest.mark.parametrize(("bits", "codebook"), [(2, "midrise"), (1, "midrise"), (4, "asymmetric"), (2, "asymmetric")])
 def test_an_offset_layer_computes_what_the_effective_kernel_does(bits, codebook):
-    model = compressed("dense", config(bits, codebook), None)
+    model = compressed(("dense", config(bits, codebook), None))
     copy = float_copy(model)
-    assert [type(layer).__name__ for layer in copy.layers] == ["OffsetDense"]
+    assert type(copy.layers[-1]).__name__ == "OffsetDense"
     np.testing.assert_allclose(copy(FRAMES), model(FRAMES), rtol=1e-4, atol=1e-4)
     (kernel,) = litert_kernels(model)
     low, high = kernel.operand.min(), kernel.operand.max()
