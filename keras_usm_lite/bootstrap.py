@@ -8,6 +8,7 @@ import numpy as np
 from keras_usm_lite.error_rates import comparable_texts
 
 _CHUNK = 2**20  # resampled utterances held in memory at a time
+TRAININGS = ("given", "paired", "independent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class PairedBootstrap:
         utterances: number of utterances.
         draws: number of resampled test sets.
         groups: number of groups that were drawn; as many as utterances if those were.
+        trainings: which trainings the interval speaks of: "given", or drawn "paired" or "independent".
     """
 
     wer_a: float
@@ -35,9 +37,11 @@ class PairedBootstrap:
     utterances: int
     draws: int
     groups: int
+    trainings: str
 
     def __str__(self):
         drawn = f"{self.utterances} utterances" + (f" of {self.groups} groups" if self.groups < self.utterances else "")
+        drawn += "" if self.trainings == "given" else f", {self.trainings} trainings"
         return (
             f"WER {100 * self.wer_a:.2f} % -> {100 * self.wer_b:.2f} %: "
             f"{100 * self.relative_change:+.1f} % relative, "
@@ -46,8 +50,8 @@ class PairedBootstrap:
         )
 
 
-def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0, groups=None):
-    """Resamples the utterances of a test set to see how sure the WER change from a to b is.
+def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0, groups=None, trainings="given"):
+    """Resamples the utterances of a test set, and trainings, to see how sure the WER change from a to b is.
 
     Each draw takes as many utterances as there are, with replacement and the same ones for a and b, and
     computes `change = errors_b / errors_a - 1` over them (the number of reference words cancels). The
@@ -56,24 +60,32 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
     if few speakers said many utterances each, the truth is less sure than the interval says. With `groups`,
     whole groups are drawn instead, as many as there are.
 
+    An interval of "given" trainings says how other utterances would judge these very models. What the recipe does with
+    other seeds is another question: for that each draw takes trainings, too, with replacement. As drawing `n` of `n`
+    spreads by `(n - 1) / n` too little, the errors of training `i` count as `mean + sqrt(n / (n - 1)) (e_i - mean)`.
+    With three or four trainings the interval is too short still, as theirs is a guess at the spread.
+
     Source: M. Bisani and H. Ney, "Bootstrap estimates for confidence intervals in ASR performance
-    evaluation", ICASSP 2004.
+    evaluation", ICASSP 2004; for trainings and utterances at once A. B. Owen, "The pigeonhole bootstrap",
+    arXiv:0712.1111.
 
     Args:
         references: list of the texts that were spoken.
         hypotheses_a: list of the texts that recogniser a, the baseline, found; or one such list for each of several
             trainings (seeds) of it, whose errors on an utterance are added up and drawn together.
-        hypotheses_b: the same of recogniser b, as many trainings.
+        hypotheses_b: the same of recogniser b; as many trainings, if they are not "independent".
         draws: number of resampled test sets.
         seed: seed of the resampling.
         groups: None, or for each utterance what it is drawn together with, such as the name of its speaker.
+        trainings: "given", the interval is about these; or they are drawn, at least two of each: "paired", training
+            `i` of a with training `i` of b, which began from it or shares what makes its luck; or "independent".
 
     Returns:
         The `PairedBootstrap`.
 
     Raises:
-        ValueError: if `draws` is below 1, the lists differ in length, a reference is empty, a makes no errors, a and b
-            have different numbers of trainings, or there is only one utterance or group.
+        ValueError: if `draws` is below 1, `trainings` is not known, the lists differ in length, a reference is empty, a
+            makes no errors, there are not as many trainings as needed, or there is only one utterance or group.
 
     Example:
         >>> spoken, found_a, found_b = ["one two", "three"], ["one", "four"], ["one too", "three"]
@@ -86,24 +98,24 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}. Some thousands are usual.")
     runs_a, runs_b = _runs(hypotheses_a), _runs(hypotheses_b)
-    if len(runs_a) != len(runs_b):
-        raise ValueError(f"a has {len(runs_a)} trainings but b has {len(runs_b)}. Compare as many of each.")
+    _check_trainings(len(runs_a), len(runs_b), trainings)
     errors_a, words = _errors_and_words(references, runs_a)
     errors_b, _ = _errors_and_words(references, runs_b)
     if not errors_a.any():
         raise ValueError("Recogniser a makes no errors, so no change relative to it is defined. Swap a and b.")
+    wer_a, wer_b = (float(errors.sum() / (len(errors) * words.sum())) for errors in (errors_a, errors_b))
 
-    drawn_a, drawn_b = errors_a, errors_b
+    drawn_a, drawn_b = (_spread(errors, trainings) for errors in (errors_a, errors_b))
     if groups is not None:
-        drawn_a, drawn_b = _by_group(errors_a, errors_b, groups)
+        drawn_a, drawn_b = _by_group(drawn_a, groups), _by_group(drawn_b, groups)
     rng = np.random.default_rng(seed)
-    count = len(drawn_a)
+    count = drawn_a.shape[1]
     if count < 2:
         raise ValueError("One utterance alone says nothing about others; give at least two to draw from.")
-    rows = max(1, _CHUNK // count)
+    rows = max(1, _CHUNK // (count * max(len(drawn_a), len(drawn_b))))
     changes = np.concatenate(
         [
-            _resampled_changes(drawn_a, drawn_b, rng.integers(count, size=(min(rows, draws - done), count)))
+            _resampled_changes(drawn_a, drawn_b, min(rows, draws - done), trainings, rng)
             for done in range(0, draws, rows)
         ]
     )
@@ -111,16 +123,33 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
     low, high = np.quantile(changes, [0.025, 0.975], method="inverted_cdf")
     rarer_side = min(np.count_nonzero(changes <= 0), np.count_nonzero(changes >= 0))
     return PairedBootstrap(
-        wer_a=float(errors_a.sum() / words.sum()),
-        wer_b=float(errors_b.sum() / words.sum()),
-        relative_change=float(errors_b.sum() / errors_a.sum() - 1),
+        wer_a=wer_a,
+        wer_b=wer_b,
+        relative_change=wer_b / wer_a - 1,
         low=float(low),
         high=float(high),
         p_value=min(1.0, 2 * (1 + rarer_side) / (1 + draws)),
         utterances=len(words),
         draws=draws,
         groups=count,
+        trainings=trainings,
     )
+
+
+def _check_trainings(number_a, number_b, trainings):
+    """Refuses what cannot be drawn as asked for."""
+    if trainings not in TRAININGS:
+        raise ValueError(f"trainings={trainings!r} is not known; choose one of {TRAININGS}.")
+    if trainings != "independent" and number_a != number_b:
+        raise ValueError(
+            f"a has {number_a} trainings but b has {number_b}. Compare as many of each, or draw them with "
+            "trainings='independent'."
+        )
+    if trainings != "given" and min(number_a, number_b) < 2:
+        raise ValueError(
+            f"trainings={trainings!r} draws from trainings, of which a has {number_a} and b {number_b}. Give at least "
+            "two of each, or trainings='given'."
+        )
 
 
 def _runs(hypotheses):
@@ -129,23 +158,28 @@ def _runs(hypotheses):
 
 
 def _errors_and_words(references, runs):
-    """Returns the word errors and the reference words of each utterance, summed over the runs, as two arrays."""
-    errors = words = 0
-    for hypotheses in runs:
-        output = jiwer.process_words(*comparable_texts(references, hypotheses))
-        errors = errors + np.array([_errors(alignment) for alignment in output.alignments])
-        words = words + np.array([len(spoken) for spoken in output.references])
-    return errors, words
+    """Returns the word errors `[runs, utterances]` and the reference words of each utterance, two arrays."""
+    outputs = [jiwer.process_words(*comparable_texts(references, hypotheses)) for hypotheses in runs]
+    errors = [[_errors(alignment) for alignment in output.alignments] for output in outputs]
+    return np.array(errors, float), np.array([len(spoken) for spoken in outputs[0].references])
 
 
-def _by_group(errors_a, errors_b, groups):
-    """Returns the errors of each group, of a and of b."""
-    if len(groups) != len(errors_a):
-        raise ValueError(f"groups has {len(groups)} entries for {len(errors_a)} utterances; give one for each.")
+def _spread(errors, trainings):
+    """Returns what is drawn from: the sum of given trainings, else each, as far apart as the variance asks for."""
+    if trainings == "given":
+        return errors.sum(axis=0, keepdims=True)
+    mean, number = errors.mean(axis=0), len(errors)
+    return mean + np.sqrt(number / (number - 1)) * (errors - mean)
+
+
+def _by_group(errors, groups):
+    """Returns the errors `[runs, groups]`."""
+    if len(groups) != errors.shape[1]:
+        raise ValueError(f"groups has {len(groups)} entries for {errors.shape[1]} utterances; give one for each.")
     names, numbers = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
         raise ValueError("All utterances are in one group; at least two are needed to draw from.")
-    return np.bincount(numbers, weights=errors_a), np.bincount(numbers, weights=errors_b)
+    return np.stack([np.bincount(numbers, weights=run) for run in errors])
 
 
 def _errors(alignment):
@@ -157,8 +191,16 @@ def _errors(alignment):
     )
 
 
-def _resampled_changes(errors_a, errors_b, picks):
-    """Returns the relative change of each row of picks; where neither side has errors, it is no change."""
-    sum_a, sum_b = errors_a[picks].sum(axis=1), errors_b[picks].sum(axis=1)
+def _resampled_changes(errors_a, errors_b, draws, trainings, rng):
+    """Returns the relative change of each draw; where neither side has errors, it is no change."""
+    count = errors_a.shape[1]
+    picks = rng.integers(count, size=(draws, count))
+    sums_a, sums_b = (errors[:, picks].sum(axis=2) for errors in (errors_a, errors_b))  # [runs, draws]
+    if trainings != "given":
+        runs_a = runs_b = rng.integers(len(sums_a), size=sums_a.shape)
+        if trainings == "independent":
+            runs_b = rng.integers(len(sums_b), size=sums_b.shape)
+        sums_a, sums_b = np.take_along_axis(sums_a, runs_a, 0), np.take_along_axis(sums_b, runs_b, 0)
+    mean_a, mean_b = sums_a.mean(axis=0), sums_b.mean(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(sum_a == sum_b, 0.0, sum_b / sum_a - 1)
+        return np.where(mean_a == mean_b, 0.0, mean_b / mean_a - 1)

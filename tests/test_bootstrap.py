@@ -124,3 +124,51 @@ def test_groups_that_cannot_be_drawn_are_refused(groups, message):
 def test_one_utterance_gives_no_interval():
     with pytest.raises(ValueError, match="One utterance alone"):
         paired_bootstrap(["yes"], ["no"], ["yes"])
+
+
+def trainings_with(wrong_words):
+    """One text a training for each of 30 utterances of 20 words, all with the same number of wrong ones."""
+    return [[" ".join(["no"] * wrong + ["yes"] * (20 - wrong))] * 30 for wrong in wrong_words]
+
+
+def test_drawn_trainings_spread_as_the_standard_error_of_their_mean():
+    spoken, wrong = [" ".join(["yes"] * 20)] * 30, [2, 3, 3, 4, 5, 5, 6, 6, 7, 8, 8, 9]
+    a, b = trainings_with([10, 10]), trainings_with(wrong)
+    given = paired_bootstrap(spoken, a * 6, b)
+    assert given.low == given.relative_change == given.high  # every utterance says the same of these trainings
+    drawn = paired_bootstrap(spoken, a, b, trainings="independent")
+    half_width = 1.96 * np.std(wrong, ddof=1) / np.sqrt(len(wrong)) / 10
+    assert drawn.relative_change == given.relative_change == pytest.approx(np.mean(wrong) / 10 - 1)
+    assert drawn.low == pytest.approx(drawn.relative_change - half_width, abs=0.01)
+    assert drawn.high == pytest.approx(drawn.relative_change + half_width, abs=0.01)
+    assert "independent trainings" in str(drawn)
+
+
+def test_trainings_that_share_their_luck_are_surer_as_pairs():
+    spoken = [" ".join(["yes"] * 20)] * 30
+    a, b = trainings_with([5, 10, 20]), trainings_with([4, 8, 16])
+    paired, apart = (paired_bootstrap(spoken, a, b, trainings=how) for how in ("paired", "independent"))
+    assert paired.relative_change == apart.relative_change == pytest.approx(-0.2)
+    assert paired.high - paired.low < 1e-9 < 0.5 < apart.high - apart.low
+
+
+def test_drawing_trainings_that_are_all_the_same_changes_little():
+    a, b = [hypotheses(np.arange(200) < 60)] * 4, [hypotheses(np.arange(200) < 45)] * 4
+    given = paired_bootstrap(["yes"] * 200, a, b)
+    for groups in (None, [f"{number:03}" for number in range(200)]):
+        drawn = paired_bootstrap(["yes"] * 200, a, b, groups=groups, trainings="paired")
+        assert (drawn.low, drawn.high) == pytest.approx((given.low, given.high), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("number_a", "number_b", "how", "message"),
+    [
+        (2, 2, "each", "trainings='each' is not known"),
+        (2, 3, "paired", "a has 2 trainings but b has 3.*independent"),
+        (1, 3, "independent", "a has 1 and b 3"),
+        (1, 1, "paired", "at least two"),
+    ],
+)
+def test_trainings_that_cannot_be_drawn_are_refused(number_a, number_b, how, message):
+    with pytest.raises(ValueError, match=message):
+        paired_bootstrap(["yes"] * 4, [["no"] * 4] * number_a, [["yes"] * 4] * number_b, 10, trainings=how)
