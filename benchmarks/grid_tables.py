@@ -8,14 +8,16 @@ a change comes from drawing utterances, all seeds of one together; a second one 
 """
 
 import argparse
+import functools
 import json
 import os
+import statistics
 
 from grid import ARCHIVE_VERSION, RESULTS, ROOT, SMALLEST, read_rows
+from grid_comparisons import ENOUGH_SEEDS, budget, change_of, comparison_lines, comparisons, described_change
 from grid_plan import BITS, CONTROL, PATTERNS, cell_name, file_name, run_name
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-ENOUGH_SEEDS = 3
 ABLATED = ((2, None), (4, "1:4"), (2, "2:4"), (4, "2:4"))  # the hard points, and the paper's own
 
 
@@ -48,11 +50,6 @@ def control_of(row, cells):
     return CONTROL if CONTROL in same or not same else same[0]
 
 
-def budget(row):
-    """Epochs and peak learning rate of a run."""
-    return row["epochs"], row["learning_rate"]
-
-
 def sizes_of(rows):
     """The bytes of the files of one of several seeds, of one whose archive is of today's version if there is any."""
     row = max(rows, key=lambda row: row.get("archive_version", 0))
@@ -81,7 +78,9 @@ def measured(usm, cells, key, folder, spoken, end=""):
         "dev_wer": mean([row["smallest_dev_wer" if end else "dev_wer"] for row in rows]),
         **sizes_of(rows),
         "test_wer": usm.error_rates(references * len(rows), sum(texts, [])).wer,
+        "test_cer": usm.error_rates(references * len(rows), sum(texts, [])).cer,
         "test_wer_by_seed": [usm.error_rates(references, heard).wer for heard in texts],
+        "comparisons": comparisons(usm, cells, control, rows, texts, references, functools.partial(read_texts, folder)),
     }
 
     def change(base):
@@ -90,13 +89,13 @@ def measured(usm, cells, key, folder, spoken, end=""):
         wider = usm.paired_bootstrap(references, heard, texts, groups=[utterance.speaker for utterance in spoken])
         return {
             "control": base[2],
-            "relative_change": result.relative_change,
-            "interval": [result.low, result.high],
+            **change_of(result),
             "interval_of_speakers": [wider.low, wider.high],
         }
 
     if end:
         usual = [read_texts(folder, row["run"]) for row in rows]
+        found["usual_wer"] = usm.error_rates(references * len(rows), sum(usual, [])).wer
         found["differing"] = sum(one != other for one, other in zip(sum(usual, []), sum(texts, []), strict=True))
     if key != CONTROL:
         found |= change(control) | {"same_budget": budget(rows[0]) == budget(cells[control][0])}
@@ -142,11 +141,6 @@ def read_untrained(corpus, float_model):
     return {(cell["bits"], cell["pattern"]): cell for cell in content["cells"]}
 
 
-def described_change(change):
-    """A relative change with its interval."""
-    return "{:+.1%} ({:+.1%} to {:+.1%})".format(change["relative_change"], *change["interval"])
-
-
 def describe(way):
     """Error rate, change with its interval, and seeds of one way, as a cell of a table."""
     if way is None:
@@ -172,8 +166,8 @@ def grid_markdown(corpus, table, epochs):
         "those with three seeds or, where none has three, with the most. †: an archive of version 2 of the packed "
         "format, larger than one of today.",
         "",
-        "| | absmax, untrained | best untrained | the paper's way | ours | recipe | packed | archive | .tflite |",
-        "|---|--:|--:|---|---|---|--:|--:|--:|",
+        "| | absmax, untrained | best untrained | the paper's way | ours | CER | recipe | packed | archive | .tflite |",
+        "|---|--:|--:|---|---|--:|---|--:|--:|--:|",
     ]
     for cell in table:
         untrained, way = cell["untrained"], cell.get("ours") or cell.get("paper")
@@ -185,7 +179,7 @@ def grid_markdown(corpus, table, epochs):
             sizes[1] += "" if way["archive_version"] == ARCHIVE_VERSION else " †"
         recipe = cell["ours"]["recipe"] if "ours" in cell else "-"
         name, ways = cell_name(cell["bits"], cell["pattern"]), (describe(cell.get(way)) for way in ("paper", "ours"))
-        columns = [name, plain, chosen, *ways, recipe]
+        columns = [name, plain, chosen, *ways, f"{cell['ours']['test_cer']:.2%}" if "ours" in cell else "-", recipe]
         lines.append(f"| {' | '.join([*columns, *sizes])} |")
     others = [(cell_name(cell["bits"], cell["pattern"]), way) for cell in table for way in cell.get("others", ())]
     if others:
@@ -197,7 +191,7 @@ def grid_markdown(corpus, table, epochs):
             "|---|---|---|",
         ]
         lines += [f"| {name} | {way['recipe']} | {describe(way)} |" for name, way in others]
-    lines += ["", *smallest_lines(table), "", *speaker_lines(table)]
+    lines += ["", *smallest_lines(table), "", *comparison_lines(table), "", *speaker_lines(table)]
     lines += ["", "| paper (arXiv 2312.08553) | 9.4 % of the size | +7.3 % |", "|---|---|---|"]
     return "\n".join(lines) + "\n"
 
@@ -207,15 +201,17 @@ def smallest_lines(table):
     lines = [
         "Smallest archives of ours (bfloat16 scales, vectors in int8, too), of the seeds for which there is one:",
         "",
-        "| | recipe | test WER | dev WER | smallest archive | the usual archive | test texts in which they differ |",
-        "|---|---|---|--:|--:|--:|--:|",
+        "| | recipe | test WER | of the usual archive, same seeds | dev WER | smallest archive | the usual archive "
+        "| test texts in which they differ |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
     ]
     for cell in table:
         way = cell.get("smallest")
         if way:
             full = way["bytes"]["float32"]
             sizes = [f"{way['bytes'][kind]:,} ({way['bytes'][kind] / full:.2%})" for kind in ("smallest", "archive")]
-            columns = [cell_name(cell["bits"], cell["pattern"]), way["recipe"], describe(way), f"{way['dev_wer']:.2%}"]
+            columns = [cell_name(cell["bits"], cell["pattern"]), way["recipe"], describe(way)]
+            columns += [f"{way['usual_wer']:.2%}", f"{way['dev_wer']:.2%}"]
             sizes.append(f"{way['differing']:,}")
             lines.append(f"| {' | '.join([*columns, *sizes])} |")
     return lines
@@ -223,7 +219,11 @@ def smallest_lines(table):
 
 def speaker_lines(table):
     """The same changes when speakers are drawn instead of utterances, for readers."""
-    lines = ["The changes with the interval of drawing speakers, each with all of its utterances and seeds:", ""]
+    lines = [
+        "The changes with the interval of drawing speakers, each with all of its utterances and seeds (of six "
+        "speakers, as asc_connected has, such an interval is too short):",
+        "",
+    ]
     lines += ["| | recipe | change | seeds |", "|---|---|---|--:|"]
     for cell in table:
         for way in (cell.get("paper"), cell.get("ours"), *cell.get("others", ())):
@@ -237,19 +237,33 @@ def speaker_lines(table):
 def ablation_markdown(cells):
     """Table 2 for readers: dev only, so that the test split decides nothing."""
     recipes = list(dict.fromkeys(key[2] for key in cells if key[:2] in ABLATED))
+    control = [row["dev_wer"] for row in cells[CONTROL]]
     lines = [
-        "## What each change does, dev WER (seeds)",
+        "## What each change does, dev WER",
+        "",
+        f"The float control: {mean(control):.2%}, {len(control)} seeds, standard deviation between them "
+        f"{100 * statistics.stdev(control):.2f} points. In brackets the seeds of a recipe, then its difference to the "
+        "paper's way in points, on the seeds that both have; of one seed, less than twice that deviation says nothing.",
         "",
         f"| recipe | {' | '.join(cell_name(bits, pattern) for bits, pattern in ABLATED)} |",
         f"|---|{'--:|' * len(ABLATED)}",
     ]
     for recipe in recipes:
-        found = [cells.get((*cell, recipe)) for cell in ABLATED]
-        texts = [f"{mean([row['dev_wer'] for row in rows]):.2%} ({len(rows)})" if rows else "-" for rows in found]
+        texts = [ablated(cells.get((*cell, recipe)), cells.get((*cell, "paper"), [])) for cell in ABLATED]
         lines.append(f"| {recipe} | {' | '.join(texts)} |")
-    control = cells[CONTROL]
-    lines += ["", f"The float control: {mean([row['dev_wer'] for row in control]):.2%} ({len(control)})."]
     return "\n".join(lines) + "\n"
+
+
+def ablated(rows, usual):
+    """The dev error rate of a recipe, its seeds, and the difference to the paper's way, as a cell of a table."""
+    if not rows:
+        return "-"
+    text = f"{mean([row['dev_wer'] for row in rows]):.2%} ({len(rows)})"
+    before = {row["seed"]: row["dev_wer"] for row in usual}
+    both = [row["dev_wer"] - before[row["seed"]] for row in rows if row["seed"] in before]
+    if rows is usual or not both:
+        return text
+    return text + f", {100 * mean(both):+.2f} on {len(both)}"
 
 
 def plot(path, corpus, cells):
