@@ -84,6 +84,11 @@ class QuantizationConfig:
             )
         if self.codebook == "asymmetric" and self.scale == "learned":
             raise ValueError("scale='learned' needs a codebook without zero point: 'symmetric', 'full' or 'midrise'.")
+        if self.form == "noise" and self.scale == "learned":
+            raise ValueError(
+                "form='noise' trains without rounding and clipping, so a learned scale would only shrink the noise. "
+                "Use scale='absmax' or 'mse' with it, or form='native' with scale='learned'."
+            )
         for name in ("error_loss", "kurtosis_loss"):
             weight = getattr(self, name)
             if weight < 0:

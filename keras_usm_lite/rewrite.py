@@ -4,6 +4,7 @@ import contextlib
 import json
 
 import keras
+from keras import ops
 from keras.src.models import Functional  # the class of functional models; Keras does not export it by name
 
 GRAPHS = (keras.Sequential, Functional)
@@ -189,7 +190,8 @@ class _Rewriter:
     def _exchange_below(self, old, new):
         self.copies[id(old)] = new
         if getattr(old, "seed_generator", None) is not None:
-            new.seed_generator.state.assign(old.seed_generator.state)
+            state = ops.convert_to_numpy(old.seed_generator.state)  # two variables must not share a buffer on JAX
+            new.seed_generator.state.assign(state)
         for place, old_child in _held_layers(old):
             new_child = _at(_attributes(new), place)
             answer = self._exchange(old_child, new_child)

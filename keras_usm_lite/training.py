@@ -7,6 +7,7 @@ import keras
 from keras_usm_lite.callbacks.backup import Backup
 from keras_usm_lite.callbacks.finite_loss import FiniteLoss, NonFiniteError
 from keras_usm_lite.callbacks.wer import WordErrorRate
+from keras_usm_lite.models.compressed_model import CompressedModel
 from keras_usm_lite.optimizers.slowed import slow_down
 from keras_usm_lite.optimizers.step_adamw import StepAdamW
 
@@ -99,12 +100,14 @@ def fit_ctc(model, train, dev, tokenizer, epochs, callbacks=(), backup_dir=None,
         The Keras `History`, with the epochs before an interruption.
 
     Raises:
-        ValueError: an utterance of `train` has too few frames for its labels, or `recover` without `backup_dir`.
+        ValueError: the model tells another number of classes apart than the tokenizer has, an utterance of `train` has
+            too few frames for its labels, or `recover` without `backup_dir`.
         NonFiniteError: the loss, or a weight at the end of an epoch, is not finite; the backup holds the state before.
     """
     if recover and not backup_dir:
         raise ValueError(f"recover={recover} needs a place to go back to; pass backup_dir, or recover=0.")
-    train.check_alignments(lambda frames: model.compute_output_shape((1, frames, train.feature_size))[1])
+    _check_vocabulary(model, train, tokenizer)
+    train.check_alignments(lambda frames: _output_shape(model, frames, train.feature_size)[1])
     follow = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: train.set_epoch(epoch))
     backup = [Backup(backup_dir)] if backup_dir else []
     followers = [*backup, follow, WordErrorRate(dev, tokenizer), FiniteLoss(), *callbacks]
@@ -119,6 +122,25 @@ def fit_ctc(model, train, dev, tokenizer, epochs, callbacks=(), backup_dir=None,
             backup[0].restore()
             slow_down(model, 0.5)
             backup[0].save(backup[0].epoch)
+
+
+def _output_shape(model, frames, bins):
+    """The shape of the logits of one utterance, also of a functional model, which insists on its kind of input."""
+    features = (1, frames, bins)
+    inner = getattr(model, "student", model)
+    inputs = getattr(inner.model if isinstance(inner, CompressedModel) else inner, "input", None)
+    return model.compute_output_shape({"features": features, "lengths": (1,)} if isinstance(inputs, dict) else features)
+
+
+def _check_vocabulary(model, train, tokenizer):
+    """Refuse a model of other labels: CTC takes some of them without an error, and learns something else."""
+    classes = _output_shape(model, 100, train.feature_size)[-1]
+    labels = getattr(tokenizer, "vocab_size", classes)
+    if classes != labels:
+        raise ValueError(
+            f"The model tells {classes} classes apart, the tokenizer has {labels} with the blank. Train with the "
+            "tokenizer the model was made for, or make a model with USMForCTC(tokenizer.vocab_size)."
+        )
 
 
 def _outlook(backup, recover):

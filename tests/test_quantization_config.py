@@ -46,6 +46,7 @@ def test_a_config_cannot_be_changed_in_place():
         ({"form": "aqt"}, "form='aqt'"),
         ({"bits": 8, "codebook": "midrise"}, "at most 4 bits"),
         ({"codebook": "asymmetric", "scale": "learned"}, "without zero point"),
+        ({"form": "noise", "scale": "learned"}, "only shrink the noise.*scale='absmax' or 'mse'"),
         ({"error_loss": -1.0}, "error_loss.*negative, got -1.0"),
         ({"block_size": 32}, "form='fake'"),
         ({"block_size": 32, "form": "fake", "per_tensor": True}, "exclude each other"),

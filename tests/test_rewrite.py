@@ -348,3 +348,16 @@ def test_layers_are_found_in_attributes_whose_names_begin_like_those_of_keras():
     model(X)
     copy = rewrite(model, wider)
     assert [layer.activation for layer in dense_layers(copy)] == 2 * [keras.activations.relu]
+
+
+def test_training_a_copy_leaves_the_original_alive():
+    """On JAX a training step gives its buffers away; random states that shared one would die in both models."""
+    layers = [keras.Input((UNITS,)), keras.layers.Dropout(0.5), dense("out")]
+    model = keras.Sequential(layers)
+    copy = rewrite(model, lambda layer: None)
+    before = model.predict(X, verbose=0)
+    copy.compile("sgd", "mse")
+    copy.fit(X, X, verbose=0)
+    np.testing.assert_array_equal(model.predict(X, verbose=0), before)
+    model.compile("sgd", "mse")
+    assert np.isfinite(model.evaluate(X, X, verbose=0)) and np.isfinite(model.fit(X, X, verbose=0).history["loss"][0])

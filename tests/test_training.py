@@ -112,3 +112,23 @@ def test_the_recipe_trains_what_wraps_a_recogniser(wrapper):
 def test_a_warmup_that_is_not_a_share_of_the_training_is_refused(warmup):
     with pytest.raises(ValueError, match="share of the 1000 steps"):
         warmup_cosine(1e-3, 1000, warmup)
+
+
+def test_a_functional_recogniser_of_features_and_lengths_is_trained():
+    inputs = {
+        "features": keras.Input((None, 80), name="features"),
+        "lengths": keras.Input((), dtype="int32", name="lengths"),
+    }
+    teacher, functional = (keras.Model(inputs, model()(inputs)) for _ in range(2))
+    for learner in (functional, usm.Distiller(usm.compress(functional, {"ffn": ("int4", None)}), teacher)):
+        train = batches()
+        usm.compile_ctc(learner, 1e-2, steps=2 * len(train))
+        assert len(usm.fit_ctc(learner, train, batches(shuffle=False), TOKENIZER, 2, verbose=0).history["loss"]) == 2
+
+
+@pytest.mark.parametrize("words", [["a"], ["a", "b", "c"]])
+def test_a_tokenizer_of_another_size_than_the_model_is_refused_before_training(words):
+    recogniser, train = model(), batches()
+    usm.compile_ctc(recogniser, 1e-2, steps=len(train))
+    with pytest.raises(ValueError, match=f"3 classes apart, the tokenizer has {len(words) + 1} with the blank"):
+        usm.fit_ctc(recogniser, train, batches(shuffle=False), usm.WordTokenizer(words), 1, verbose=0)

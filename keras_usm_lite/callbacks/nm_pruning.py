@@ -39,7 +39,8 @@ class NMPruning(StepCallback):
             counts zeros: its final sparsity 0.75 is our 1:4. A layer is never pruned beyond its own N:M.
 
     Raises:
-        ValueError: a number below its minimum, arguments that exclude each other, or a model without sparse layers.
+        ValueError: a number below its minimum, arguments that exclude each other, a model without sparse layers,
+            arguments that would do nothing for those it has, or "decay" of codes without a zero ("midrise").
 
     Source: arXiv 2312.08553 and google/praxis `sparsity_modes.py` (one-shot, few-shot); structure decay and mask decay:
     arXiv 2209.07617.
@@ -105,8 +106,27 @@ class NMPruning(StepCallback):
                 "NMPruning found no layer whose mask it could make. Give layers sparsity='2:4' (or use usm.compress), "
                 "or drop the callback; layers with every_step=True need it for start_step and freeze_step only."
             )
+        self._check_that_arguments_matter()
         self._done, self._fading = None, True
         self._frozen = None  # unknown: a training may continue, or follow one that froze the masks
+
+    def _check_that_arguments_matter(self):
+        if not self._layers and (self.decay or self.shots != Shots(self.shots.first)):
+            raise ValueError(
+                "All sparse layers have every_step=True and make their own masks: num_shots, interval, gradual, decay "
+                "and schedule would do nothing. Leave them out, or train with every_step=False."
+            )
+        if not self._own_masks and self.freeze_step is not None:
+            raise ValueError(
+                f"freeze_step={self.freeze_step} would do nothing: it ends the masks of layers with every_step=True, "
+                "which this model lacks. Leave it out; masks stay after the last shot."
+            )
+        for layer in self._layers if self.decay else ():
+            if layer.quantization is not None and layer.quantization.codebook == "midrise":
+                raise ValueError(
+                    f"decay={self.decay!r} lets weights fade to zero, which codes of {layer_path(layer)!r} do not have "
+                    "(midrise, as all one-bit ones are). Use codebook='symmetric', or leave decay out."
+                )
 
     def on_step(self, step):
         """Make the masks if one is due, or was due before this training began; let pruned weights fade."""

@@ -87,6 +87,14 @@ class CompressedLayer(CompressedKernel, keras.layers.Wrapper):
         with keras.StatelessScope(state_mapping=state):
             return self.layer(inputs, **kwargs)
 
+    def compute_output_shape(self, *args, **kwargs):
+        """The output shape of the wrapped layer."""
+        return self.layer.compute_output_shape(*args, **kwargs)
+
+    def compute_output_spec(self, *args, **kwargs):
+        """Shape and type as `call` gives them; Keras would take the type from this layer's float32 policy."""
+        return keras.Operation.compute_output_spec(self, *args, **kwargs)
+
     def token_axes(self):
         """Axes of an EinsumDense's input that are summed over: one token."""
         terms, kernel, outputs = einsum_terms(self.layer.equation)

@@ -36,7 +36,15 @@ class ConvSubsampling(keras.layers.Layer):
         resolve_compression(self, quantization, sparsity)
         self.supports_masking = True
         self.convs = [
-            keras.layers.Conv2D(channels, 3, strides=2, activation="swish", name=f"conv_{i}", dtype=self.dtype_policy)
+            keras.layers.Conv2D(
+                channels,
+                3,
+                strides=2,
+                activation="swish",
+                data_format="channels_last",
+                name=f"conv_{i}",
+                dtype=self.dtype_policy,
+            )
             for i in range(2)
         ]
         self.projection = QuantDense(units, quantization, sparsity, name="projection", dtype=self.dtype_policy)

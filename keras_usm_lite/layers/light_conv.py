@@ -49,7 +49,7 @@ class LightConv(keras.layers.Layer):
         self.norm = keras.layers.LayerNormalization(epsilon=1e-5, name="norm", dtype=self.dtype_policy)
         self.expand = QuantDense(2 * dim, name="expand", **shared)
         self.depthwise = keras.layers.DepthwiseConv1D(
-            self.kernel_size, use_bias=False, name="depthwise", dtype=self.dtype_policy
+            self.kernel_size, use_bias=False, data_format="channels_last", name="depthwise", dtype=self.dtype_policy
         )
         self.conv_norm = keras.layers.LayerNormalization(epsilon=1e-5, name="conv_norm", dtype=self.dtype_policy)
         self.project = QuantDense(dim, name="project", **shared)

@@ -60,6 +60,10 @@ class CompressedModel(keras.Model):
         """The output shape of the model inside."""
         return self.model.compute_output_shape(input_shape)
 
+    def compute_output_spec(self, *args, **kwargs):
+        """Shape and type as `call` gives them: the model inside need not have a `compute_output_shape`."""
+        return keras.Operation.compute_output_spec(self, *args, **kwargs)
+
     def get_config(self):
         """Return the original model's configuration, the rules, and which layer they took."""
         rules = {

@@ -357,3 +357,30 @@ def test_update_masks_ends_a_decay():
 def test_arguments_that_would_do_nothing_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         NMPruning(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"start_step": 2, "num_shots": 3, "interval": 2, "gradual": True},
+        {"start_step": 2, "decay": "linear", "decay_steps": 3},
+        {"freeze_step": 6, "schedule": LinearPruning()},
+    ],
+)
+def test_layers_that_make_their_own_masks_refuse_shots_and_decay(arguments):
+    model = compiled(network(usm.SparsityConfig(every_step=True)))
+    with pytest.raises(ValueError, match="All sparse layers have every_step=True"):
+        trained(NMPruning(**arguments), model)
+
+
+def test_a_freeze_step_without_every_step_masks_is_refused():
+    with pytest.raises(ValueError, match="freeze_step=5 would do nothing"):
+        trained(NMPruning(num_shots=3, interval=2, freeze_step=5), compiled(network()))
+
+
+@pytest.mark.parametrize("quantization", ["int1", usm.QuantizationConfig(2, "midrise", scale="mse")])
+def test_codes_without_a_zero_cannot_fade(quantization):
+    hidden = usm.QuantDense(UNITS, quantization, sparsity="2:4")
+    model = compiled(keras.Sequential([keras.Input((UNITS,)), hidden, keras.layers.Dense(3)]))
+    with pytest.raises(ValueError, match="decay='linear' lets weights fade to zero, which codes of .* do not have"):
+        trained(NMPruning(decay="linear", decay_steps=4), model)

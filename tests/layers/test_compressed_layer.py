@@ -135,6 +135,15 @@ def test_masks_of_padding_pass_through_an_embedding():
     np.testing.assert_array_equal(array(layer.compute_mask(ops.convert_to_tensor([[3, 0]]))), [[True, False]])
 
 
+def test_a_layer_that_asks_what_it_wraps_for_its_shape_is_called_on_symbols_again():
+    frames = keras.Input((3, 8, 8, 4))
+    model = keras.Sequential([frames, keras.layers.TimeDistributed(keras.layers.Conv2D(6, 3, name="convolution"))])
+    small = usm.compress(model, {"convolution": ("int8", None)})
+    inputs = np.random.default_rng(0).normal(size=(2, 3, 8, 8, 4)).astype("float32")
+    np.testing.assert_allclose(array(usm.bake(small)(inputs)), array(small(inputs)), atol=1e-5)
+    assert small.compute_output_shape((None, 3, 8, 8, 4)) == (None, 3, 6, 6, 6)
+
+
 @pytest.mark.parametrize(
     ("equation", "shape", "inputs", "axes"),
     [

@@ -142,6 +142,26 @@ def test_it_can_be_a_layer_of_another_model(tmp_path):
     np.testing.assert_array_equal(array(loaded(X)), array(smaller(X)))
 
 
+@keras.saving.register_keras_serializable("test_compressed_model")
+class Shapeless(keras.Model):
+    """A subclassed model that leaves it to Keras to find its output shape."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.down = keras.layers.Dense(4, name="down")
+
+    def call(self, x):
+        return self.down(x)
+
+
+def test_a_model_without_output_shapes_of_its_own_can_be_a_layer_of_another_model():
+    model = Shapeless()
+    model(X)
+    small = usm.compress(model, {"down": ("int4", None)})
+    inputs = keras.Input((5, 4))
+    np.testing.assert_array_equal(array(keras.Model(inputs, small(inputs))(X)), array(small(X)))
+
+
 def test_a_lambda_in_the_original_model_is_not_run_from_a_file(tmp_path):
     model = usm.compress(tagger(extra=[keras.layers.Dense(3, name="last")]), RULES)
     config = model.get_config()

@@ -113,6 +113,15 @@ def test_the_configuration_rebuilds_the_model(dtype):
     np.testing.assert_array_equal(array(twin(padded_batch())), array(model(padded_batch())))
 
 
+def test_the_image_format_that_keras_is_set_to_does_not_matter():
+    expected, before = prepared()(padded_batch()), keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        np.testing.assert_array_equal(array(prepared()(padded_batch())), array(expected))
+    finally:
+        keras.config.set_image_data_format(before)
+
+
 def test_a_streaming_model_has_said_its_first_chunk_before_it_hears_the_second():
     model = prepared(chunk_size=4, causal_conv=True)
     x = features(1)
