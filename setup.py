@@ -18,12 +18,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["keras_usm_lite", "keras_usm_lite.*"]),
-    python_requires=">=3.11",
+    python_requires=">=3.11.4",  # archives are unpacked with tarfile's filter
     install_requires=[
         "keras>=3.13",
         "tensorflow>=2.18",
         "tensorflow-model-optimization>=0.8",
-        'tensorflow-io>=0.37; python_version < "3.13"',  # its last wheels are for Python 3.12
+        # Its last wheels are for Python 3.12, on Linux and macOS.
+        'tensorflow-io>=0.37; python_version < "3.13" and sys_platform != "win32"',
         "jiwer>=4",
         "ai-edge-litert>=2",
         "ai-edge-quantizer>=0.8",

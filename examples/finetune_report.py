@@ -12,6 +12,15 @@ def failures(exact, rates):
     return found
 
 
+def describe_split(task):
+    """Say how many speakers of the test split were heard before."""
+    speakers = {split: {row.speaker for row in rows} for split, rows in task.utterances.items()}
+    known = speakers["test"] & (speakers["train"] | speakers["dev"])
+    if not known:
+        return "speakers or voices of the test split are in no other split"
+    return f"{len(known)} of {len(speakers['test'])} test speakers are in other splits too"
+
+
 def summarise(usm, args, task, float_model, model, rates):
     """Return what was done and what came of it, without paths of this machine."""
     table = usm.report(model)
@@ -19,6 +28,7 @@ def summarise(usm, args, task, float_model, model, rates):
     return {
         "corpus": task.corpus.name,
         "synthetic": task.corpus.synthetic,
+        "split": describe_split(task),
         "left_out": {split: len(rows) for split, rows in task.problems.items()},
         "arguments": {name: value for name, value in vars(args).items() if name not in local},
         "pretrained": args.pretrained is not None,
@@ -38,7 +48,7 @@ def print_report(args, corpus, summary, rates, differing):
     print(f"\n{'=' * 100}\nUSM-Lite report: int{args.bits}, N:M {args.sparsity}, preset {args.preset}")
     print(f"data: {corpus.name}, {speech}. {corpus.description}")
     print(f"rows that could not be used: {sum(summary['left_out'].values())} (left_out.json)")
-    print("\ntest split, speakers or voices not heard in training, greedy decoding, no language model:")
+    print(f"\ntest split, greedy decoding, no language model; {summary['split']}:")
     for name, rate in rates.items():
         change = "" if name == "float" else f"   {rate.wer / max(rates['float'].wer, 1e-9) - 1:+.1%} relative"
         print(f"  {name:20} {rate}{change}")

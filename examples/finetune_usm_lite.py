@@ -86,7 +86,9 @@ def train_float(usm, keras, task, args):
     earlier = args.float_model or os.path.join(args.output, "float.keras")
     if os.path.exists(earlier):
         print(f"\nfloat model: loaded from {earlier}")
-        return keras.models.load_model(earlier)
+        model = keras.models.load_model(earlier)
+        check_labels(usm, task, model, os.path.join(os.path.dirname(earlier), "tokenizer.json"))
+        return model
     print(f"\nfloat training: {args.epochs} epochs")
     model = usm.USMForCTC(
         task.tokenizer.vocab_size,
@@ -97,6 +99,21 @@ def train_float(usm, keras, task, args):
     if args.pretrained:
         keras.saving.load_weights(model.encoder, args.pretrained)
     return train(usm, task, model, args, "float", args.epochs, args.learning_rate)
+
+
+def check_labels(usm, task, model, path):
+    """Stop if a model was trained for other labels than the corpus has: it would only seem to recognise something.
+
+    `path` is where its tokenizer lies, if it was kept; without it only the number of labels can be compared.
+    """
+    tokenizer = usm.load_tokenizer(path) if os.path.exists(path) else task.tokenizer
+    classes = model.compute_output_shape((1, 100, task.frontend.num_mel_bins))[-1]
+    same = isinstance(tokenizer, type(task.tokenizer)) and tokenizer.vocabulary == task.tokenizer.vocabulary
+    if not same or classes != task.tokenizer.vocab_size:
+        raise SystemExit(
+            f"The float model was trained for other labels than {task.corpus.name} has ({classes} and "
+            f"{task.tokenizer.vocab_size} with the blank). Give the corpus it was trained on, or train anew."
+        )
 
 
 def compress(usm, model, args):

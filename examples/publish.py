@@ -13,6 +13,8 @@ import argparse
 import json
 import os
 
+from finetune_report import describe_split
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 10_000_000  # bytes of all files of a published model
@@ -101,15 +103,6 @@ def open_task(usm, model, data):
     return task
 
 
-def describe_split(task):
-    """Say how many speakers of the test split were heard before."""
-    speakers = {split: {row.speaker for row in rows} for split, rows in task.utterances.items()}
-    known = speakers["test"] & (speakers["train"] | speakers["dev"])
-    if not known:
-        return "speakers or voices of the test split are in no other split"
-    return f"**{len(known)} of {len(speakers['test'])} test speakers are in other splits too**"
-
-
 def write_packed(usm, model, task, path, archive):
     """Write the packed file and return the model that it reads back to; stop unless that is the same.
 
@@ -179,7 +172,7 @@ def describe(usm, args, model, task, folder):
         "limits": args.limits,
     }
     text = CARD.format(**card)
-    with open(os.path.join(folder, "README.md"), "w") as file:
+    with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
         file.write(text)
     with open(os.path.join(folder, "card.json"), "w") as file:
         json.dump(card, file, indent=1)

@@ -18,7 +18,13 @@ import dataclasses
 import os
 import shutil
 
+from run_folder import remember_arguments
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What may differ when a run is continued: where things are, and how many devices or processes share the work.
+FREE_ARGUMENTS = (
+    "data", "output", "tpu", "coordinator", "process", "processes", "model_parallel", "cpu_devices",
+)  # fmt: skip
 BACKENDS = {"mirrored": "tensorflow", "tpu": "tensorflow", "jax": "jax", "jax-multihost": "jax"}
 
 
@@ -205,8 +211,12 @@ def save(keras, model, engine, path):
 
 
 def main(arguments=None):
-    """Train and write model.keras; return the Keras history."""
+    """Train and write model.keras; return the Keras history, None if the model was there already."""
     args = parse_arguments(arguments)
+    path = os.path.join(args.output, "model.keras")
+    if os.path.exists(path):
+        print(f"{path} is there, this run is finished; for another one, give another --output, or delete the folder.")
+        return None
     os.environ["KERAS_BACKEND"] = BACKENDS[args.engine]
     if args.cpu_devices:
         flags = os.environ.get("XLA_FLAGS", "")
@@ -220,6 +230,8 @@ def main(arguments=None):
     os.makedirs(args.output, exist_ok=True)
     engine = ENGINES[args.engine](args)
     task = prepare_data(usm, engine, args)
+    if engine.process == 0:
+        remember_arguments(args, task.corpus, FREE_ARGUMENTS)
     train, dev = task.batches["train"], task.batches["dev"]
     steps = args.epochs * len(train)
     with engine.scope:
@@ -242,7 +254,6 @@ def main(arguments=None):
         callbacks=callbacks,
         verbose="auto" if engine.process == 0 else 0,
     )
-    path = os.path.join(args.output, "model.keras")
     if engine.process == 0:
         usm.save_tokenizer(task.tokenizer, os.path.join(args.output, "tokenizer.json"))
     save(keras, model, engine, path)

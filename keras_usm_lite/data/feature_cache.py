@@ -2,8 +2,10 @@
 
 import contextlib
 import copy
+import glob
 import json
 import os
+import time
 import warnings
 import zlib
 
@@ -13,6 +15,8 @@ import numpy as np
 from keras_usm_lite.data.audio import AudioError, load_audio
 from keras_usm_lite.data.manifest import replacing
 
+ABANDONED = 3600  # seconds after which a temporary file belongs to no running build
+
 
 class FeatureCache:
     """The features of a list of utterances, computed on first use and read from disk afterwards.
@@ -21,11 +25,13 @@ class FeatureCache:
     `dtype`; `path + ".json"` names the utterances in order, their frame counts, the key, the size and the
     CRC-32 checksum. If key, type, utterances (path and duration, size and time of the file) and checksum agree, the
     file is used as it is, otherwise it is built anew; a damaged file is reported with a warning first. Building
-    streams to disk and the files get their names only when complete, so an interrupted build leaves nothing behind.
+    streams to disk and the files get their names only when complete, so an interrupted build leaves nothing behind;
+    what one left that was killed is removed by the next build of the same file.
 
-    A recording that cannot be read, or that `extract` refuses with an `AudioError`, has no frames and is listed in
-    `problems`; `SpeechBatches` does not take it, see `select`. Each opening tries these recordings again, and builds
-    the cache anew when one of them has been repaired.
+    A recording that cannot be read, that `extract` refuses with an `AudioError`, or that is much shorter than its
+    manifest says (cut off, or with a duration in another unit) has no frames and is listed in `problems`;
+    `SpeechBatches` does not take it, see `select`. Each opening tries these recordings again, and builds the cache anew
+    when one of them has been repaired.
 
     Args:
         utterances: List of `Utterance`.
@@ -128,6 +134,7 @@ class FeatureCache:
     def _build(self, utterances, extract, verbose):
         try:
             os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            _remove_abandoned(self._path)
             # The index goes first and comes last: without it the data file counts for nothing.
             with contextlib.suppress(FileNotFoundError):
                 os.remove(self._index_path)
@@ -171,7 +178,9 @@ class FeatureCache:
         return True
 
     def _extract(self, utterance, extract, bins):
-        features = np.asarray(extract(load_audio(utterance.path, self._sample_rate)))
+        audio = load_audio(utterance.path, self._sample_rate)
+        _check_length(utterance, len(audio) / self._sample_rate)
+        features = np.asarray(extract(audio))
         if features.ndim != 2 or not features.size or features.shape[1] != (bins or features.shape[1]):
             raise ValueError(
                 f"{utterance.path}: extract gave features of shape {features.shape}; "
@@ -186,6 +195,23 @@ class FeatureCache:
                 f'{np.abs(features).max()}. Correct extract, or pass dtype="float32" if they are only large.'
             )
         return stored
+
+
+def _check_length(utterance, seconds):
+    """Raises for a recording that was cut off: what its text says is not in it."""
+    if seconds < min(0.9 * utterance.duration, utterance.duration - 0.5):
+        raise AudioError(
+            f"{utterance.path}: it has {seconds:.2f} s, its duration_s is {utterance.duration:g}; copy it anew, or "
+            "correct the manifest."
+        )
+
+
+def _remove_abandoned(path):
+    """Removes temporary files of `path` that nobody has written to for an hour: their build was killed."""
+    for name in glob.glob(f"{glob.escape(path)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - os.path.getmtime(name) > ABANDONED:
+                os.remove(name)
 
 
 def _version(path):

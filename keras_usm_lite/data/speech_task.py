@@ -6,7 +6,7 @@ import warnings
 import zlib
 
 import numpy as np
-from keras import ops
+from keras import backend, ops
 
 from keras_usm_lite.data.audio import AudioError, load_audio
 from keras_usm_lite.data.corpora.cache import cache_home
@@ -103,6 +103,7 @@ class SpeechTask:
         tokenizer = tokenizer_class.from_texts([utterance.text for utterance in rows["train"]])
         encoders = {split: tokenizer.encode if split != "test" else None for split in rows}
         _warn_of_unusual_texts([utterance.text for split in rows.values() for utterance in split])
+        _warn_of_shared_recordings(rows)
         folder = cache_dir if cache_dir is not None else os.path.join(cache_home(), "features")
 
         problems = {split: [] for split in rows}
@@ -195,7 +196,7 @@ class SpeechTask:
             )
         rate = round(self.frontend.num_frames(10 * self.frontend.sample_rate) / 10)  # frames a second
         nearest = sorted(self.utterances["train"], key=lambda utterance: abs(rate * utterance.duration - frames))
-        rows = [ops.convert_to_numpy(self.frontend(self.audio(row)[None]))[0, :frames] for row in nearest[:recordings]]
+        rows = [features_of(self.audio(row), self.frontend)[:frames] for row in nearest[:recordings]]
         features = np.zeros((len(rows), frames, rows[0].shape[1]), np.float32)
         for row, values in zip(features, rows, strict=True):
             row[: len(values)] = values
@@ -216,6 +217,18 @@ def _warn_of_unusual_texts(texts):
             "other words and letters, in training and in error rates; if that is not meant, normalise the manifests.",
             stacklevel=3,
         )
+
+
+def _warn_of_shared_recordings(rows):
+    known = {row.path for row in rows["train"]}
+    for split in ("dev", "test"):
+        shared = [row.path for row in rows[split] if row.path in known]
+        if shared:
+            warnings.warn(
+                f"{len(shared)} recordings of {split} are in train too, the first is {shared[0]}. So error rates of "
+                f"{split} are partly of speech that was heard before; take them out of one of the manifests.",
+                stacklevel=3,
+            )
 
 
 def _sift(path, rows, reasons, problems):
@@ -244,8 +257,28 @@ def _features(utterances, frontend, path):
     def extract(audio):
         if frontend.num_frames(len(audio)) < 1:
             raise AudioError(f"{len(audio)} samples are too short, one frame takes {frontend.fft_length}; remove it.")
-        return ops.convert_to_numpy(frontend(audio[None]))[0]
+        return features_of(audio, frontend)
 
     config = frontend.get_config() | {"dtype": frontend.compute_dtype}
     settings = sorted((name, value) for name, value in config.items() if name not in ("name", "trainable"))
-    return FeatureCache(utterances, extract, path, f"{type(frontend).__name__} {settings}", frontend.sample_rate)
+    key = f"{type(frontend).__name__} {settings}"
+    # A file of its own for each front end: runs with different ones may work side by side.
+    return FeatureCache(utterances, extract, f"{path}-{zlib.crc32(key.encode()):08x}", key, frontend.sample_rate)
+
+
+def features_of(audio, frontend):
+    """Return the features of one recording, `[frames, bins]`.
+
+    JAX compiles for every length anew, so for it lengths are rounded up to whole seconds.
+
+    Example:
+
+    >>> features_of(np.zeros(16000, np.float32), LogMel()).shape
+    (97, 80)
+    """
+    samples = len(audio)
+    if backend.backend() != "jax" or not isinstance(frontend, LogMel):
+        return ops.convert_to_numpy(frontend(audio[None]))[0]
+    audio = np.pad(audio, (0, -samples % frontend.sample_rate))
+    features = frontend(audio[None], lengths=np.array([samples]))
+    return ops.convert_to_numpy(features)[0, : frontend.num_frames(samples)]

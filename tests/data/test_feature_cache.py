@@ -1,9 +1,11 @@
 """The cache gives what the extractor gave, is built only when it must be, and never lies."""
 
+import dataclasses
 import json
 import os
 import pickle
 import resource
+import time
 import warnings
 
 import numpy as np
@@ -85,7 +87,7 @@ def test_the_extractor_is_not_needed_once_the_cache_is_there(tmp_path):
 def test_another_key_type_or_list_builds_anew_without_a_warning(tmp_path):
     utterances = make_utterances(tmp_path)
     build(tmp_path, utterances)
-    longer = Utterance(utterances[0].path, 9.0, "hi", "anna")
+    longer = Utterance(utterances[0].path, 0.2, "hi", "anna")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert build(tmp_path, utterances, key="other")[1] == 3
@@ -145,6 +147,28 @@ def test_an_interrupted_build_leaves_no_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         FeatureCache(make_utterances(tmp_path), interrupted, tmp_path / "cache.bin", "k", verbose=0)
     assert not [name for name in os.listdir(tmp_path) if name.startswith("cache")]
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next_but_not_what_a_running_one_writes(tmp_path):
+    (tmp_path / "cache").mkdir()
+    for name, age in (
+        ("train.bin.0123abcd.tmp", 7200),
+        ("train.bin.89ef0123.tmp", 60),
+        ("other.bin.0123abcd.tmp", 7200),
+    ):
+        (tmp_path / "cache" / name).write_bytes(b"part")
+        os.utime(tmp_path / "cache" / name, (time.time() - age, time.time() - age))
+    build(tmp_path, make_utterances(tmp_path))
+    left = sorted(name for name in os.listdir(tmp_path / "cache") if name.endswith(".tmp"))
+    assert left == ["other.bin.0123abcd.tmp", "train.bin.89ef0123.tmp"]
+
+
+def test_a_recording_much_shorter_than_its_manifest_says_is_listed(tmp_path):
+    utterances = make_utterances(tmp_path, lengths=(16000, 160000))
+    for said, broken in ((1.3, None), (1.6, 0), (1600.0, 0)):
+        cache, _ = build(tmp_path, [dataclasses.replace(utterances[0], duration=said), utterances[1]])
+        assert list(cache.problems) == ([] if broken is None else [broken])
+    assert cache.problems[0] == "it has 1.00 s, its duration_s is 1600; copy it anew, or correct the manifest."
 
 
 def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path):

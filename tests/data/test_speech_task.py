@@ -1,7 +1,10 @@
 """SpeechTask: from three manifests to batches and transcriptions."""
 
+import dataclasses
+import os
 import warnings
 
+import keras
 import numpy as np
 import pytest
 
@@ -44,6 +47,8 @@ def broken(tmp_path):
     header = (tmp_path / "train-2.wav").read_bytes()[:40]
     (tmp_path / "train-1.wav").write_bytes(header + bytes(4))  # of no samples
     rows = usm.data.read_manifest(corpus.splits["train"])
+    for number, samples in ((0, 511), (2, 672)):
+        rows[number] = dataclasses.replace(rows[number], duration=samples / 16000)
     rows += [Utterance(str(tmp_path / "gone.wav"), 1.0, "up", "x"), Utterance(rows[3].path, 1.0, " ", "x")]
     write_manifest(corpus.splits["train"], rows)
     (tmp_path / "test-1.wav").write_bytes(b"not audio")
@@ -97,10 +102,12 @@ def test_a_repaired_recording_takes_part_again(broken, tmp_path):
 def test_a_model_that_subsamples_less_gives_short_recordings_more_output_frames(tmp_path):
     corpus = make_corpus(tmp_path)
     write_wav(tmp_path / "train-2.wav", np.zeros(512 + 2 * 160))  # three frames, three words
+    rows = usm.data.read_manifest(corpus.splits["train"])
+    rows[2] = dataclasses.replace(rows[2], duration=832 / 16000)
+    write_manifest(corpus.splits["train"], rows)
     assert not prepare(corpus, tmp_path, subsampling=1).problems["train"]
     with pytest.warns(UserWarning, match="the recording gives 2"):
         assert len(prepare(corpus, tmp_path, subsampling=2).problems["train"]) == 1
-    rows = usm.data.read_manifest(corpus.splits["train"])
     fast = Utterance(rows[0].path, 1.0, "up down left " * 20, "x")  # 60 words in 97 frames
     write_manifest(corpus.splits["train"], [*rows, fast])
     assert not prepare(corpus, tmp_path, subsampling=1).problems["train"]
@@ -138,6 +145,52 @@ def test_audio_is_resampled_for_a_front_end_of_another_rate_and_no_cache_of_anot
         expected = np.asarray(frontend(task.audio(task.utterances["dev"][0])[None]))[0]
         assert x["lengths"][0] == len(expected) == 97  # of one second
         np.testing.assert_allclose(x["features"][0, :97], expected, atol=5e-3)
+
+
+def test_runs_with_other_front_ends_leave_each_others_cache_alone(tmp_path):
+    corpus = make_corpus(tmp_path)
+    first = prepare(corpus, tmp_path, frontend=usm.LogMel(40))
+    before = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(tmp_path / "cache")}
+    prepare(corpus, tmp_path, frontend=usm.LogMel(24))
+    prepare(corpus, tmp_path, frontend=usm.LogMel(40))
+    after = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(tmp_path / "cache")}
+    assert len(after) == 2 * len(before) and before.items() <= after.items()
+    assert first.batches["train"][0][0]["features"].shape[-1] == 40
+
+
+def test_a_recording_that_was_cut_off_is_left_out(tmp_path):
+    corpus = make_corpus(tmp_path)
+    content = (tmp_path / "train-2.wav").read_bytes()
+    (tmp_path / "train-2.wav").write_bytes(content[: len(content) // 3])
+    with pytest.warns(UserWarning, match=r"train-2.wav: it has 0.4\d s, its duration_s is 1.25; copy it anew"):
+        task = prepare(corpus, tmp_path)
+    assert len(task.utterances["train"]) == 3
+
+
+def test_recordings_of_the_training_split_in_another_split_are_warned_of(tmp_path):
+    corpus = make_corpus(tmp_path)
+    rows = {split: usm.data.read_manifest(path) for split, path in corpus.splits.items()}
+    write_manifest(corpus.splits["test"], rows["test"] + rows["train"][:1])
+    with pytest.warns(UserWarning, match="1 recordings of test are in train too, the first is .*train-0.wav"):
+        prepare(corpus, tmp_path)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX compiles for every length")
+def test_on_jax_features_are_computed_at_whole_seconds(tmp_path):
+    seen = set()
+
+    class Watched(usm.LogMel):
+        def call(self, inputs, lengths=None):
+            seen.add(inputs.shape[1])
+            return super().call(inputs, lengths=lengths)
+
+    task = prepare(make_corpus(tmp_path), tmp_path, frontend=Watched())
+    assert seen == {16000, 32000}
+    x, _, weight = task.batches["train"][0]
+    for row, index in enumerate(task.batches["train"].batch_indices(0)):
+        expected = np.asarray(usm.LogMel()(task.audio(task.utterances["train"][index])[None]))[0]
+        assert x["lengths"][row] == len(expected)
+        np.testing.assert_allclose(x["features"][row, : len(expected)], expected, atol=5e-3)
 
 
 def test_tokens_come_from_the_training_texts_only(task):
@@ -252,4 +305,4 @@ def test_corpora_of_one_name_have_caches_of_their_own(tmp_path):
     for number in range(2):
         (tmp_path / str(number) / "speech").mkdir(parents=True)
         prepare(make_corpus(tmp_path / str(number) / "speech"), tmp_path)
-    assert len(list((tmp_path / "cache").glob("speech-*-train"))) == 2
+    assert len(list((tmp_path / "cache").glob("speech-*-train-*.json"))) == 2

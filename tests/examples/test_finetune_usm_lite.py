@@ -235,3 +235,17 @@ def test_the_control_is_the_float_model(example, shortened, tmp_path, monkeypatc
     assert trained["float"] == trained["control"] == 0 < trained["compressed"]
     rates = json.loads((output / "report.json").read_text())["error_rates"]
     assert rates["float, fine-tuned"] == rates["float"]  # the same weights here
+
+
+@pytest.mark.filterwarnings("ignore:Left out")
+def test_a_float_model_of_other_labels_is_refused(example, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_USM_LITE_HOME", str(tmp_path / "home"))
+    corpus = str(make_corpus(tmp_path / "tones"))
+    for words in (("up", "down", "right"), ("up", "down", "left", "right")):
+        other = tmp_path / f"other-{len(words)}"
+        other.mkdir()
+        usm.USMForCTC(1 + len(words)).save(other / "float.keras")
+        usm.save_tokenizer(usm.WordTokenizer(sorted(words)), other / "tokenizer.json")
+        options = ["--data", corpus, "--output", str(other / "run"), "--float-model", str(other / "float.keras")]
+        with pytest.raises(SystemExit, match=f"for other labels than tones has .{1 + len(words)} and 4 with the blank"):
+            example.main(options)

@@ -166,5 +166,5 @@ def test_the_card_says_if_test_speakers_were_heard_in_training(publish):
 
     assert "in no other split" in publish.describe_split(task(train="ab", dev="c", test="de"))
     assert publish.describe_split(task(train="ab", dev="c", test="cd")) == (
-        "**1 of 2 test speakers are in other splits too**"
+        "1 of 2 test speakers are in other splits too"
     )

@@ -1,7 +1,7 @@
 """examples/train_distributed.py: two devices or processes, killed or not, train what one device trains."""
 
 import contextlib
-import importlib.util
+import importlib
 import json
 import os
 import pathlib
@@ -192,14 +192,41 @@ def test_mirrored_training_continued_from_its_backup_ends_as_the_whole_one_spec_
     assert_same_training(finish(killed, start(corpus, killed, *options)), expected)
 
 
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """The script as a module; what it sets in the environment is taken back."""
+    monkeypatch.setenv("KERAS_USM_LITE_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("train_distributed")
+
+
 @on_tensorflow
-def test_a_tpu_gets_every_recording_in_batches_of_one_shape(corpus, tmp_path, monkeypatch):
+def test_a_finished_run_is_left_alone_and_one_with_other_arguments_is_not_continued(
+    script, corpus, tmp_path, monkeypatch
+):
+    class Reached(Exception):
+        pass
+
+    def reach(*_):
+        raise Reached
+
+    monkeypatch.setattr(script, "make_model", reach)
+    options = ["--engine", "mirrored", "--data", str(corpus), "--output", str(tmp_path / "run"), *OPTIONS]
+    for _ in range(2):
+        with pytest.raises(Reached):
+            script.main(options)
+    with pytest.raises(SystemExit, match="other arguments .learning_rate 0.002, now 0.001"):
+        script.main([*options, "--learning-rate", "0.001"])
+    (tmp_path / "run" / "model.keras").write_bytes(b"trained")
+    assert script.main(options) is None
+    assert (tmp_path / "run" / "model.keras").read_bytes() == b"trained"
+
+
+@on_tensorflow
+def test_a_tpu_gets_every_recording_in_batches_of_one_shape(script, corpus):
     import tensorflow as tf
 
-    monkeypatch.setenv("KERAS_USM_LITE_HOME", str(tmp_path))
-    spec = importlib.util.spec_from_file_location("train_distributed", ROOT / "examples" / "train_distributed.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     engine = script.Engine(contextlib.nullcontext(), copies=8, static=True)
     task = script.prepare_data(usm, engine, types.SimpleNamespace(data=str(corpus), batch_frames=320, seed=0))
     dataset = script.feed(usm, keras, task.batches["train"], engine)

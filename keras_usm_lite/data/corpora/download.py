@@ -3,9 +3,12 @@
 import contextlib
 import os
 import socket
+import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
+import zipfile
 
 import keras
 
@@ -20,7 +23,8 @@ class CorpusUnavailable(OSError):
 def download(url, cache_dir):
     """Downloads an archive once and returns its path.
 
-    A short request comes first, so that a machine without a network learns it within seconds.
+    A short request comes first, so that a machine without a network learns it within seconds. What is no archive, such
+    as the login page of a network, is not kept. Processes that start together do not disturb each other.
 
     Args:
         url: Address of the archive.
@@ -30,7 +34,7 @@ def download(url, cache_dir):
         Path of the downloaded file in `cache_dir`.
 
     Raises:
-        CorpusUnavailable: If the server does not answer or refuses.
+        CorpusUnavailable: If the server does not answer, refuses, or sends something else than a zip or tar file.
 
     Example:
 
@@ -41,12 +45,11 @@ def download(url, cache_dir):
     """
     name = os.path.basename(urllib.parse.urlsplit(url).path)
     path = os.path.join(cache_dir, name)
-    if os.path.exists(path):
+    if _is_archive(path):
         return path
-    partial = f"{name}.partial"
+    partial = f"{name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        with _socket_timeout(_PROBE_SECONDS):
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD")).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS).close()
         os.makedirs(cache_dir, exist_ok=True)
         with _socket_timeout(_READ_SECONDS):
             downloaded = keras.utils.get_file(
@@ -56,8 +59,18 @@ def download(url, cache_dir):
         raise CorpusUnavailable(
             f"Cannot download {url} ({error}); fetch it elsewhere and pass its path as `source`."
         ) from error
+    if not _is_archive(downloaded):
+        os.remove(downloaded)
+        raise CorpusUnavailable(
+            f"Cannot download {url} (what the server sent is no zip or tar file, perhaps a login page); fetch it "
+            "elsewhere and pass its path as `source`."
+        )
     os.replace(downloaded, path)
     return path
+
+
+def _is_archive(path):
+    return os.path.isfile(path) and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
 
 
 @contextlib.contextmanager

@@ -2,10 +2,14 @@
 
 import functools
 import http.server
+import os
+import pathlib
 import socket
 import threading
 import time
+import zipfile
 
+import keras
 import pytest
 
 from keras_usm_lite.data.corpora.download import CorpusUnavailable, download
@@ -37,13 +41,19 @@ def server(tmp_path):
         web.shutdown()
 
 
+def write_zip(path, text="content"):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("corpus.txt", text)
+    return path.read_bytes()
+
+
 def test_a_file_is_downloaded_once(server, tmp_path):
     address, folder, requests = server
-    (folder / "corpus.zip").write_bytes(b"content" * 1000)
+    content = write_zip(folder / "corpus.zip", "content" * 1000)
     cache = tmp_path / "cache"
     path = download(f"{address}/corpus.zip", str(cache))
     assert path == str(cache / "corpus.zip")
-    assert (cache / "corpus.zip").read_bytes() == b"content" * 1000
+    assert (cache / "corpus.zip").read_bytes() == content
     count = len(requests)
     assert download(f"{address}/corpus.zip", str(cache)) == path
     assert len(requests) == count > 0
@@ -51,13 +61,38 @@ def test_a_file_is_downloaded_once(server, tmp_path):
 
 def test_what_an_interrupted_download_left_is_not_used(server, tmp_path):
     address, folder, _ = server
-    (folder / "corpus.zip").write_bytes(b"whole")
+    content = write_zip(folder / "corpus.zip")
     cache = tmp_path / "cache"
     cache.mkdir()
-    (cache / "corpus.zip.partial").write_bytes(b"wh")
+    (cache / "corpus.zip").write_bytes(content[:-30])
     download(f"{address}/corpus.zip", str(cache))
     assert [path.name for path in cache.iterdir()] == ["corpus.zip"]
-    assert (cache / "corpus.zip").read_bytes() == b"whole"
+    assert (cache / "corpus.zip").read_bytes() == content
+
+
+def test_what_is_no_archive_is_refused_and_not_kept(server, tmp_path):
+    address, folder, _ = server
+    (folder / "corpus.zip").write_text("<html>please log in</html>")
+    with pytest.raises(CorpusUnavailable, match=r"corpus\.zip .*no zip or tar file, perhaps a login page.*`source`"):
+        download(f"{address}/corpus.zip", str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir()) == []
+    content = write_zip(folder / "corpus.zip")
+    assert pathlib.Path(download(f"{address}/corpus.zip", str(tmp_path / "cache"))).read_bytes() == content
+
+
+def test_a_process_that_starts_meanwhile_disturbs_nothing(server, tmp_path, monkeypatch):
+    address, folder, _ = server
+    content, cache, fetch = write_zip(folder / "corpus.zip"), str(tmp_path / "cache"), keras.utils.get_file
+
+    def fetch_with_a_rival(*args, **kwargs):
+        monkeypatch.setattr(keras.utils, "get_file", fetch)
+        fetched = fetch(*args, **kwargs)
+        assert pathlib.Path(download(f"{address}/corpus.zip", cache)).read_bytes() == content
+        return fetched
+
+    monkeypatch.setattr(keras.utils, "get_file", fetch_with_a_rival)
+    assert pathlib.Path(download(f"{address}/corpus.zip", cache)).read_bytes() == content
+    assert os.listdir(cache) == ["corpus.zip"]
 
 
 def test_a_refusal_is_reported_with_the_address_and_leaves_nothing(server, tmp_path):
