@@ -269,7 +269,8 @@ def ablated(rows, usual):
 def plot(path, corpus, cells):
     """The frontier: dev WER against the bytes of the archive for everything that was trained.
 
-    The best recipe of a cell is large and has a name; circles are the paper's way, old archives are hollow.
+    The best recipe of a cell has a name, its seeds, a bar from the lowest to the highest of them, and with three seeds
+    a large mark; circles are the paper's way, old archives are hollow.
     """
     try:
         import matplotlib
@@ -283,7 +284,8 @@ def plot(path, corpus, cells):
     for (bits, pattern, recipe), rows in cells.items():
         sizes = sizes_of(rows)["bytes"]
         share = 100 * sizes["archive"] / sizes["float32"]
-        error = 100 * mean([row["dev_wer"] for row in rows])
+        errors = [100 * row["dev_wer"] for row in rows]
+        error = mean(errors)
         if (bits, pattern, recipe) == CONTROL:
             axes.axhline(error, color="black", linewidth=0.8, label="float, fine-tuned as long")
             continue
@@ -291,10 +293,11 @@ def plot(path, corpus, cells):
             continue
         filled = f"C{bits}" if sizes_of(rows)["archive_version"] == ARCHIVE_VERSION else "none"
         best = best_recipes(cells, bits, pattern)[:1] == [(bits, pattern, recipe)]
-        look = {"markersize": 8} if best else {"markersize": 4, "alpha": 0.5}
+        look = {"markersize": 8 if len(rows) >= ENOUGH_SEEDS else 5} if best else {"markersize": 4, "alpha": 0.5}
         axes.plot(share, error, "o" if recipe == "paper" else "^", color=f"C{bits}", markerfacecolor=filled, **look)
         if best:
-            name = f"{cell_name(bits, pattern)} {recipe}"
+            axes.plot([share, share], [min(errors), max(errors)], color=f"C{bits}", linewidth=0.8)
+            name = f"{cell_name(bits, pattern)} {recipe} ({len(rows)})"
             axes.annotate(name, (share, error), fontsize=7, xytext=(6, -3), textcoords="offset points")
     axes.axvline(9.4, color="grey", linestyle=":", label="the paper's size, 9.4 %")
     axes.plot(
