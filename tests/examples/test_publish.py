@@ -1,6 +1,6 @@
 """examples/publish.py: a folder whose card tells of the very files in it, whole or not at all."""
 
-import importlib.util
+import importlib
 import json
 import pathlib
 import types
@@ -16,17 +16,16 @@ from keras_usm_lite.data.audio import load_audio, write_wav
 if keras.backend.backend() != "tensorflow":
     pytest.skip("export needs the TensorFlow backend", allow_module_level=True)
 
-PATH = pathlib.Path(__file__).parents[2] / "examples" / "publish.py"
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 TEXTS = {"train": ["no yes", "yes"], "dev": ["yes"], "test": ["yes", "no yes", "yes please"]}
 FILES = ["README.md", "card.json", "model.tflite", "model.usm", "tokenizer.json"]
 
 
 @pytest.fixture(scope="module")
 def publish():
-    spec = importlib.util.spec_from_file_location("publish", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        return importlib.import_module("publish")
 
 
 @pytest.fixture(scope="module")
