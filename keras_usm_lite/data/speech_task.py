@@ -280,5 +280,5 @@ def features_of(audio, frontend):
     if backend.backend() != "jax" or not isinstance(frontend, LogMel):
         return ops.convert_to_numpy(frontend(audio[None]))[0]
     audio = np.pad(audio, (0, -samples % frontend.sample_rate))
-    features = frontend(audio[None], lengths=np.array([samples]))
+    features = frontend(audio[None], lengths=np.array([samples], "int32"))
     return ops.convert_to_numpy(features)[0, : frontend.num_frames(samples)]
