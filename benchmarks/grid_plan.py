@@ -133,12 +133,10 @@ def _plan():
         yield from ((*CONTROL, seed), (None, None, "settled", seed), (4, "2:4", "settled", seed))
     for bits, pattern in ((None, None), (4, "2:4"), (3, None)):  # so762
         yield (bits, pattern, "settled, brisk, long", 4)
-    for recipe in ("mse", "learned", "full", "four levels", "co-trained"):
-        yield (2, None, recipe, 0)
-    for recipe in ("one mask", *MASKS):
-        yield (4, "1:4", recipe, 0)
-    for recipe in ("mse", "learned", "four levels", *MASKS):
-        yield (2, "2:4", recipe, 0)
+    for seed in (0, 1, 2):
+        yield from ((2, None, recipe, seed) for recipe in ("mse", "learned", "full", "four levels", "co-trained"))
+        yield from ((4, "1:4", recipe, seed) for recipe in ("one mask", *MASKS))
+        yield from ((2, "2:4", recipe, seed) for recipe in ("mse", "learned", "four levels", *MASKS))
     for number in range(3):
         for cell in itertools.product(BITS, PATTERNS):
             yield (*cell, "paper", number)
