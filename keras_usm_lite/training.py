@@ -8,6 +8,7 @@ from keras_usm_lite.callbacks.backup import Backup
 from keras_usm_lite.callbacks.finite_loss import FiniteLoss, NonFiniteError
 from keras_usm_lite.callbacks.wer import WordErrorRate
 from keras_usm_lite.models.compressed_model import CompressedModel
+from keras_usm_lite.optimizers.build_optimizer import build_optimizer
 from keras_usm_lite.optimizers.slowed import slow_down
 from keras_usm_lite.optimizers.step_adamw import StepAdamW
 
@@ -108,6 +109,7 @@ def fit_ctc(model, train, dev, tokenizer, epochs, callbacks=(), backup_dir=None,
         raise ValueError(f"recover={recover} needs a place to go back to; pass backup_dir, or recover=0.")
     _check_vocabulary(model, train, tokenizer)
     train.check_alignments(lambda frames: _output_shape(model, frames, train.feature_size)[1])
+    build_optimizer(model)
     follow = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: train.set_epoch(epoch))
     backup = [Backup(backup_dir)] if backup_dir else []
     followers = [*backup, follow, WordErrorRate(dev, tokenizer), FiniteLoss(), *callbacks]

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_usm_lite.callbacks.finite_loss import require_finite
 from keras_usm_lite.data.manifest import replacing
+from keras_usm_lite.optimizers.build_optimizer import build_optimizer
 from keras_usm_lite.optimizers.slowed import schedule_factor, set_schedule_factor
 
 DESCRIPTION = "training.json"
@@ -80,8 +81,7 @@ class Backup(keras.callbacks.Callback):
         """Restore what an interrupted training left, if there was one."""
         if not self.model.built:
             raise ValueError(f"Model {self.model.name!r} is not built; call it on a batch before fit.")
-        if not self.model.optimizer.built:
-            self.model.optimizer.build(self.model.trainable_variables)
+        build_optimizer(self.model)
         for leftover in glob.glob(f"{glob.escape(self.path)}.*.tmp"):  # of a process that died while writing
             os.remove(leftover)
         self.epoch, self._logs = None, []

@@ -97,6 +97,7 @@ class NMPruning(StepCallback):
 
     def on_train_begin(self, logs=None):
         """Find the sparse layers and check that there are any to act on."""
+        super().on_train_begin(logs)
         layers = [layer for layer in compressed_layers(self.model) if layer.sparsity is not None]
         self._own_masks = [layer for layer in layers if layer.sparsity.every_step]
         self._layers = [layer for layer in layers if not layer.sparsity.every_step]

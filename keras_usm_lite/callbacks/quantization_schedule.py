@@ -73,6 +73,7 @@ class QuantizationSchedule(StepCallback):
 
     def on_train_begin(self, logs=None):
         """Find the quantized layers and check that there are any."""
+        super().on_train_begin(logs)
         self._layers = [layer for layer in compressed_layers(self.model) if layer.quantization is not None]
         if not self._layers:
             raise ValueError(

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_usm_lite.optimizers.build_optimizer import build_optimizer
+
 
 class StepCallback(keras.callbacks.Callback):
     """Base of the schedules: calls `on_step(step)` before training step `step`, counted from 0 over the whole training.
@@ -16,6 +18,10 @@ class StepCallback(keras.callbacks.Callback):
         """Start counting: Keras calls this at the beginning of every training."""
         super().set_model(model)
         self._next = 0
+
+    def on_train_begin(self, logs=None):
+        """Build the optimizer before the first step."""
+        build_optimizer(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Forget the count: the next batch reads the optimizer."""

@@ -6,15 +6,17 @@ import pytest
 from keras import ops
 
 import keras_usm_lite as usm
+from keras_usm_lite.layers.feed_forward import FeedForward
+from keras_usm_lite.layers.masking import frame_mask
 from keras_usm_lite.models.co_trainer import CoTrainer
+from keras_usm_lite.optimizers.build_optimizer import build_optimizer
 
 BINS, VOCAB = 40, 7
 JIT = keras.backend.backend() == "jax"  # elsewhere compiling and tracing would take most of the time of these tests
-SIZE = {"num_layers": 1, "dim": 16, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": BINS}
-QUIET = {"dropout": 0.0, "spec_augment": False}
-LENGTHS = np.array([40, 29, 22, 0], "int32")
+FRAMES, LAYERS = 40, 5  # quantized ones
+LENGTHS = np.array([FRAMES, 29, 22, 0], "int32")
 WEIGHTS = np.array([1, 0, 1, 0], "float32")
-REAL = (np.arange(10) < -(-LENGTHS[:, None] // 4)) & (WEIGHTS[:, None] > 0)  # [batch, frames]: what counts
+REAL = (np.arange(FRAMES) < LENGTHS[:, None]) & (WEIGHTS[:, None] > 0)  # [batch, frames]: what counts
 LABELS = np.array([[1, 2, 3, 3], [4, 4, 0, 0], [6, 5, 0, 0], [0, 0, 0, 0]], "int32")
 SEEDED_DROPOUT = keras.backend.backend() != "torch"  # there Keras' dropout draws from PyTorch's own generator
 
@@ -23,9 +25,25 @@ def array(tensor):
     return ops.convert_to_numpy(tensor)
 
 
-def recogniser(quantization="int2", **kwargs):
+@keras.saving.register_keras_serializable(package="test_co_trainer")
+class BlankPadding(keras.layers.Layer):
+    """Makes the logits of padded frames certain blanks."""
+
+    def call(self, logits, lengths):
+        heard = ops.expand_dims(frame_mask(lengths, FRAMES), -1)
+        return ops.where(heard, logits, -1e4 * ops.cast(ops.arange(VOCAB) > 0, "float32"))
+
+
+def recogniser(quantization="int2", sparsity=None, dropout=0.0, spec_augment=False):
+    """Feed-forward modules and a head: what a `CoTrainer` does to a Conformer's layers, it does to these, and sooner."""
     keras.utils.set_random_seed(0)
-    model = usm.USMForCTC(VOCAB, quantization=quantization, **{**SIZE, **QUIET, **kwargs})
+    features, lengths = keras.Input((FRAMES, BINS), name="features"), keras.Input((), dtype="int32", name="lengths")
+    x = usm.SpecAugment()(features) if spec_augment else features
+    x = usm.QuantDense(16, quantization, sparsity)(x)
+    for _ in range(2):
+        x = keras.layers.Add()([x, FeedForward(2, dropout, quantization, sparsity)(x)])
+    logits = BlankPadding()(keras.layers.Dense(VOCAB)(x), lengths)
+    model = keras.Model({"features": features, "lengths": lengths}, logits)
     draw = np.random.default_rng(0)
     for weight in model.trainable_variables:
         if weight.name != "scale_gain":
@@ -44,7 +62,7 @@ def at_bits(bits, **kwargs):
 
 
 def batch():
-    features = np.random.default_rng(1).normal(size=(4, 40, BINS)).astype("float32")
+    features = np.random.default_rng(1).normal(size=(4, FRAMES, BINS)).astype("float32")
     return {"features": features, "lengths": LENGTHS}
 
 
@@ -56,6 +74,7 @@ def compiled(model, optimizer=None, jit_compile=JIT):
         jit_compile=jit_compile,
         run_eagerly=not jit_compile,
     )
+    build_optimizer(model)
     return model
 
 
@@ -124,7 +143,7 @@ def test_the_divergence_teaches_the_low_precision_only():
 )
 def test_a_stored_scale_gives_way_to_absmax_at_high_precision(quantization):
     low = recogniser(usm.QuantizationConfig(**quantization))
-    codebook = low.encoder.subsampling.quantization.codebook
+    codebook = usm.compressed_layers(low)[0].quantization.codebook
     absmax = recogniser(usm.QuantizationConfig(bits=4, codebook=codebook))
     logs = evaluate(compiled(CoTrainer(low, high_bits=4)))
     assert logs["high_loss"] == pytest.approx(expected_loss(absmax), rel=1e-3)
@@ -144,7 +163,7 @@ def test_a_learned_scale_learns_from_the_low_precision_only():
         student = recogniser(learned)
         moved = steps(compiled(CoTrainer(student, low_weight=low_weight, kl_weight=0.0)))
         scales = [s for s, v in zip(moved, student.trainable_variables, strict=True) if v.name == "scale_gain"]
-        assert len(scales) == 11 and any(np.any(scale) for scale in scales) == learns
+        assert len(scales) == LAYERS and any(np.any(scale) for scale in scales) == learns
 
 
 def test_training_changes_neither_bits_nor_masks_and_moves_the_random_seeds():
@@ -164,7 +183,7 @@ def test_training_changes_neither_bits_nor_masks_and_moves_the_random_seeds():
 
 
 def test_training_lowers_the_losses_of_both_precisions_and_their_divergence():
-    logs = fit(compiled(CoTrainer(recogniser(), kl_weight=30.0), keras.optimizers.Adam(0.01)), epochs=8)
+    logs = fit(compiled(CoTrainer(recogniser(), kl_weight=30.0), keras.optimizers.Adam(0.01), "auto"), epochs=8)
     for name in ("high_loss", "low_loss", "kl_loss"):
         assert logs[name][-1] < 0.8 * logs[name][0], name
 
@@ -182,7 +201,7 @@ def test_the_mixed_branch_raises_the_layers_that_were_not_drawn():
     student, by_hand = recogniser(), recogniser()
     trainer = CoTrainer(student, stochastic=True)
     layers = usm.compressed_layers(by_hand)
-    for shown in (0, 5, len(layers)):  # the first layers stay low
+    for shown in (0, 2, len(layers)):  # the first layers stay low
         for i, layer in enumerate(layers):
             layer.bits.assign(2 if i < shown else 8)
         logits = trainer._at_high_bits(batch(), training=False, low_layers=np.arange(len(layers)) < shown)
@@ -192,7 +211,7 @@ def test_the_mixed_branch_raises_the_layers_that_were_not_drawn():
 def test_deeper_layers_are_low_bit_more_often():
     trainer = CoTrainer(recogniser(), stochastic=True, seed=0)
     share = np.mean([array(trainer._draw_low_layers()) for _ in range(1000)], axis=0)
-    expected = 0.2 * (0.9 / 0.2) ** np.linspace(0, 1, 11)
+    expected = 0.2 * (0.9 / 0.2) ** np.linspace(0, 1, LAYERS)
     np.testing.assert_allclose(share, expected, atol=0.06)  # four standard deviations
 
 
@@ -239,7 +258,8 @@ def test_a_saved_co_trainer_continues_where_it_was(tmp_path):
     fit(trainer)
     trainer.save(tmp_path / "trainer.keras")
     reloaded = keras.models.load_model(tmp_path / "trainer.keras")
-    assert reloaded.get_config() == trainer.get_config()
+    student = ("student", None)  # Keras writes the tuples of a functional model as lists
+    assert dict([*reloaded.get_config().items(), student]) == dict([*trainer.get_config().items(), student])
     assert evaluate(reloaded) == pytest.approx(evaluate(trainer), rel=1e-4)
     assert fit(reloaded)["loss"] == pytest.approx(fit(trainer)["loss"], rel=1e-4)
 
