@@ -19,42 +19,39 @@ import keras, numpy as np
 import keras_usm_lite as usm
 from keras_usm_lite.distribution import conformer_layout
 
-engine, path = sys.argv[1:]
-keras.utils.set_random_seed(0)
 devices = keras.distribution.list_devices("cpu")
-if engine == "data":
-    distribution = keras.distribution.DataParallel(devices=devices)
-elif engine == "model":
-    mesh = keras.distribution.DeviceMesh((2, 2), ["batch", "model"], devices)
-    distribution = keras.distribution.ModelParallel(layout_map=conformer_layout(mesh), batch_dim_name="batch")
-else:
-    distribution = keras.distribution.DataParallel(devices=devices[:1])
-keras.distribution.set_distribution(distribution)
-model = usm.USMForCTC(
-    9, quantization="int4", sparsity="2:4", num_layers=1, dim=16, num_heads=2, kernel_size=3, subsampling_channels=4,
-    num_mel_bins=16, dropout=0.0, spec_augment=False,
-)
-model.compile(keras.optimizers.SGD(0.01), loss=keras.losses.CTC())
+mesh = keras.distribution.DeviceMesh((2, 2), ["batch", "model"], devices)
+distributions = {
+    "one": keras.distribution.DataParallel(devices=devices[:1]),
+    "data": keras.distribution.DataParallel(devices=devices),
+    "model": keras.distribution.ModelParallel(layout_map=conformer_layout(mesh), batch_dim_name="batch"),
+}
 draw = np.random.default_rng(0)
 x = {"features": draw.normal(size=(16, 32, 16)).astype("float32"), "lengths": np.full(16, 32, "int32")}
 y = draw.integers(1, 9, (16, 3)).astype("int32")
-history = model.fit(
-    x, y, batch_size=4, epochs=5, shuffle=False, verbose=0, callbacks=[usm.callbacks.NMPruning(start_step=4)]
-)
-up = model.encoder.blocks[0].ffn_start.up
-weights = {weight.path.replace("/", " "): np.array(weight.value) for weight in model.weights}
-shards = [shard.data.shape for shard in up.mask.value.addressable_shards]
-np.savez(path, loss=history.history["loss"], shards=shards, **weights)
+
+for engine, distribution in distributions.items():
+    keras.utils.clear_session()  # forgets names, and the distribution
+    keras.distribution.set_distribution(distribution)
+    keras.utils.set_random_seed(0)
+    model = usm.USMForCTC(
+        9, quantization="int4", sparsity="2:4", num_layers=1, dim=16, num_heads=2, kernel_size=3,
+        subsampling_channels=4, num_mel_bins=16, dropout=0.0, spec_augment=False,
+    )
+    model.compile(keras.optimizers.SGD(0.01), loss=keras.losses.CTC())
+    pruning = usm.callbacks.NMPruning(start_step=4)
+    history = model.fit(x, y, batch_size=4, epochs=5, shuffle=False, verbose=0, callbacks=[pruning])
+    up = model.encoder.blocks[0].ffn_start.up
+    weights = {weight.path.replace("/", " "): np.array(weight.value) for weight in model.weights}
+    shards = [shard.data.shape for shard in up.mask.value.addressable_shards]
+    np.savez(f"{sys.argv[1]}/{engine}.npz", loss=history.history["loss"], shards=shards, **weights)
 """
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The training on one device."""
-    return train("one", tmp_path_factory.mktemp("one"))
-
-
-def train(engine, folder):
+def trained(tmp_path_factory):
+    """What a training of each kind leaves."""
+    folder = tmp_path_factory.mktemp("trained")
     environment = {
         **os.environ,
         "KERAS_BACKEND": "jax",
@@ -62,19 +59,15 @@ def train(engine, folder):
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0")
         + " --xla_force_host_platform_device_count=4",
     }
-    path = folder / "weights.npz"
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINING, engine, path], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", TRAINING, folder], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(path) as weights:
-        return dict(weights)
+    return {engine: dict(np.load(folder / f"{engine}.npz")) for engine in ("one", "data", "model")}
 
 
 @pytest.mark.parametrize(("engine", "shards"), [("data", [[16, 64]] * 4), ("model", [[16, 32]] * 4)])
-def test_twenty_steps_on_four_devices_give_the_weights_masks_and_scales_of_one(alone, engine, shards, tmp_path):
-    together = train(engine, tmp_path)
-    np.testing.assert_array_equal(together.pop("shards"), shards)
+def test_twenty_steps_on_four_devices_give_the_weights_masks_and_scales_of_one(trained, engine, shards):
+    alone, together = trained["one"], trained[engine]
+    np.testing.assert_array_equal(together["shards"], shards)
     names = [name for name in alone if name != "shards"]
     assert len([name for name in names if name.endswith(" mask")]) == 11
     for name in names:

@@ -32,9 +32,9 @@ def batches(shuffle=True):
     return usm.data.SpeechBatches(Features(labels), labels, batch_frames=24 * 8, num_buckets=1, shuffle=shuffle)
 
 
-def model(seed=0):
+def model(seed=0, spec_augment=False):
     keras.utils.set_random_seed(seed)
-    return usm.USMForCTC(3, spec_augment=False, **TINY)
+    return usm.USMForCTC(3, spec_augment=spec_augment, **TINY)
 
 
 def test_the_recipe_learns_to_tell_two_words_apart():
@@ -84,7 +84,8 @@ class Interrupt(keras.callbacks.Callback):
 
 def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(tmp_path):
     def run(backup, callbacks=()):
-        recogniser, train = usm.compress(model(), {"depthwise": (None, None), "block": ("int4", "2:4")}), batches()
+        rules, train = {"depthwise": (None, None), "block": ("int4", "2:4")}, batches()
+        recogniser = usm.compress(model(spec_augment=True), rules)
         usm.compile_ctc(recogniser, 1e-2, steps=3 * len(train))
         pruning = usm.callbacks.NMPruning(start_step=1, num_shots=2, interval=2)
         arguments = {"callbacks": [pruning, *callbacks], "backup_dir": backup, "verbose": 0}

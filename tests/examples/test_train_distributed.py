@@ -175,21 +175,15 @@ on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.dist
 
 
 @on_tensorflow
-def test_mirrored_on_two_devices_trains_what_one_device_trains(corpus, tmp_path):
+def test_mirrored_on_two_devices_and_killed_in_between_trains_what_one_device_trains(corpus, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     options = ["--no-spec-augment", "--engine", "mirrored", "--cpu-devices"]
-    processes = start(corpus, one, *options, 1), start(corpus, two, *options, 2)
+    processes = start(corpus, one, *options, 1), start(corpus, two, *options, 2, before=COPY)
     alone, together = finish(one, processes[0]), finish(two, processes[1])
     assert_same_training(together, alone)
-
-
-@on_tensorflow
-def test_mirrored_training_continued_from_its_backup_ends_as_the_whole_one_spec_augment_included(corpus, tmp_path):
-    whole, killed = tmp_path, tmp_path / "killed"
-    options = ["--engine", "mirrored", "--cpu-devices", 2]
-    expected = finish(whole, start(corpus, whole, *options, before=COPY))
-    assert epoch_of(killed / "backup-0" / "training.zip") == 2
-    assert_same_training(finish(killed, start(corpus, killed, *options)), expected)
+    assert epoch_of(two / "killed" / "backup-0" / "training.zip") == 2
+    continued = finish(two / "killed", start(corpus, two / "killed", *options, 2))
+    assert_same_training(continued, together)
 
 
 @pytest.fixture
@@ -241,12 +235,6 @@ def test_two_jax_processes_killed_with_backups_of_different_epochs_train_what_on
     assert die(tmp_path, *start_two(corpus, tmp_path, before=DIE)) == [2, 1]
     resumed = start_two(corpus, tmp_path, before=SMALL_CHUNKS)
     assert_same_training(finish(tmp_path, *resumed), jax_alone)
-
-
-@on_jax
-def test_weights_split_over_two_devices_train_to_those_of_one(corpus, tmp_path, jax_alone):
-    split = ["--no-spec-augment", "--engine", "jax", "--model-parallel", 2, "--cpu-devices", 2]
-    assert_same_training(finish(tmp_path, start(corpus, tmp_path, *split)), jax_alone)
 
 
 @on_jax

@@ -35,7 +35,7 @@ class BlankPadding(keras.layers.Layer):
 
 
 def recogniser(quantization="int2", sparsity=None, dropout=0.0, spec_augment=False):
-    """Feed-forward modules and a head: what a `CoTrainer` does to a Conformer's layers, it does to these, and sooner."""
+    """Feed-forward modules and a head, which are compiled sooner than a Conformer."""
     keras.utils.set_random_seed(0)
     features, lengths = keras.Input((FRAMES, BINS), name="features"), keras.Input((), dtype="int32", name="lengths")
     x = usm.SpecAugment()(features) if spec_augment else features
