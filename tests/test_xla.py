@@ -17,6 +17,7 @@ TRAINING = """
 import json, os, sys
 import keras, numpy as np
 import keras_usm_lite as usm
+from keras_usm_lite.optimizers.build_optimizer import build_optimizer
 
 dump = sys.argv[1]
 
@@ -40,6 +41,7 @@ model = usm.USMForCTC(
 )
 usm.compile_ctc(model, 1e-3, steps=8)
 model.compile(model.optimizer, loss=model.loss, jit_compile=True)
+build_optimizer(model)
 found = {"buckets": len(batches.bucket_shapes), "batches": len(batches), "steps": [], "all": []}
 
 def count(epoch, logs):

@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_usm_lite as usm
 from keras_usm_lite.models.best_rq import BestRQ
+from keras_usm_lite.optimizers.build_optimizer import build_optimizer
 
 BINS, BOOKS, SIZE = 20, 3, 8
 ENCODER = {"num_layers": 1, "dim": 16, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "dropout": 0.0}
@@ -154,6 +155,7 @@ def test_training_learns_to_guess_and_leaves_the_codes_alone():
     assert names == {id(v) for layer in (model.encoder, model.head) for v in layer.trainable_variables}
     before = array(model.encoder.subsampling.projection.kernel).copy()
     model.compile(model.optimizer, jit_compile=JAX)  # so many steps are worth a graph
+    build_optimizer(model)
     logs = model.fit(batch(), batch_size=4, epochs=60, verbose=0).history
     assert np.mean(logs["loss"][-5:]) < 0.7 * np.mean(logs["loss"][:5])
     assert np.mean(logs["accuracy"][-5:]) > 0.6 > np.mean(logs["accuracy"][:5])

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_usm_lite as usm
+from keras_usm_lite.optimizers.build_optimizer import build_optimizer
 
 BINS, VOCAB = 8, 7
 SIZE = {"num_layers": 1, "dim": 16, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "num_mel_bins": BINS}
@@ -134,6 +135,7 @@ def test_a_streaming_model_has_said_its_first_chunk_before_it_hears_the_second()
 def test_training_lowers_the_loss_of_a_compressed_model():
     model = prepared(**COMPRESSED, dropout=0.0, spec_augment=False)
     model.compile(keras.optimizers.Adam(0.01), loss=keras.losses.CTC())
+    build_optimizer(model)
     losses = model.fit(padded_batch(), LABELS, epochs=12, batch_size=4, verbose=0).history["loss"]
     assert losses[-1] < 0.7 * losses[0]
 
@@ -141,6 +143,7 @@ def test_training_lowers_the_loss_of_a_compressed_model():
 def test_a_training_step_with_everything_on_reaches_every_weight():
     model = prepared(**COMPRESSED, num_mel_bins=80, chunk_size=4)
     model.compile(keras.optimizers.Adam(0.01), loss=keras.losses.CTC())
+    build_optimizer(model)
     before = [array(weight).copy() for weight in model.trainable_variables]
     features = np.random.default_rng(1).normal(size=(4, 40, 80)).astype("float32")
     history = model.fit({"features": features, "lengths": LENGTHS}, LABELS, batch_size=4, verbose=0).history
