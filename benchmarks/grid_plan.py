@@ -59,6 +59,8 @@ RECIPES = {
     "compensated": Recipe(scale="mse", start="one-shot", pruning="none"),
     "learned, distilled": Recipe(scale="learned", distill=1.0),
     "four levels, distilled": Recipe(scale="learned", codebook="midrise", distill=1.0),
+    "SR-STE, distilled": Recipe(pruning="every step", distill=1.0),
+    "SR-STE, learned": Recipe(scale="learned", pruning="every step"),
     "one-shot, distilled": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0),
     "gentle": Recipe(scale="learned", start="one-shot", pruning="none", distill=1.0, rate=0.3),
     "gentle, rounded": Recipe(scale="learned", start="rounded", pruning="none", distill=1.0, rate=0.3),
@@ -137,6 +139,11 @@ def _plan():
         yield from ((2, None, recipe, seed) for recipe in ("mse", "learned", "full", "four levels", "co-trained"))
         yield from ((4, "1:4", recipe, seed) for recipe in ("one mask", *MASKS))
         yield from ((2, "2:4", recipe, seed) for recipe in ("mse", "learned", "four levels", *MASKS))
+    for seed in range(6):  # of the single changes, dev preferred these two
+        yield from ((2, "2:4", recipe, seed) for recipe in ("SR-STE", "four levels"))
+    for seed in (0, 1, 2):
+        yield from ((2, "2:4", f"{recipe}, distilled", seed) for recipe in ("SR-STE", "four levels"))
+        yield (2, "2:4", "SR-STE, learned", seed)
     for number in range(3):
         for cell in itertools.product(BITS, PATTERNS):
             yield (*cell, "paper", number)
