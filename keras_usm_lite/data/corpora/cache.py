@@ -1,9 +1,13 @@
 """Where prepared corpora and downloads are kept, and how folders are written all or nothing."""
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
+import time
+
+ABANDONED = 3600  # seconds after which a temporary folder belongs to no running process
 
 
 def cache_home(cache_dir=None):
@@ -23,6 +27,8 @@ def cache_home(cache_dir=None):
 def replacing_folder(folder):
     """Yields a new temporary folder that becomes `folder` when the block succeeds and vanishes when it fails.
 
+    What a process that was killed left of it is removed by the next that writes the same folder an hour later.
+
     Args:
         folder: The folder to write; one that exists already is replaced.
 
@@ -39,6 +45,7 @@ def replacing_folder(folder):
     """
     parent, name = os.path.split(os.path.abspath(folder))
     os.makedirs(parent, exist_ok=True)
+    _remove_abandoned(os.path.join(parent, f".{name}-"))
     temporary = tempfile.mkdtemp(prefix=f".{name}-", suffix=".partial", dir=parent)
     try:
         yield temporary
@@ -61,3 +68,12 @@ def replacing_folder(folder):
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _remove_abandoned(prefix):
+    """Removes temporary folders in which nobody has written for an hour: their process was killed."""
+    for folder in glob.glob(f"{glob.escape(prefix)}*.partial"):
+        with contextlib.suppress(OSError):
+            inside = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in (".", *names)]
+            if time.time() - max(map(os.path.getmtime, inside)) > ABANDONED:
+                shutil.rmtree(folder)

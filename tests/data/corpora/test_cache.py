@@ -1,6 +1,7 @@
 """Claims about the cache folder and about writing folders all or nothing."""
 
 import os
+import time
 
 import pytest
 
@@ -65,3 +66,16 @@ def test_a_folder_that_cannot_take_its_name_leaves_the_old_one(tmp_path, monkeyp
         pass
     assert (target / "a").read_text() == "old"
     assert os.listdir(tmp_path) == ["corpus"]
+
+
+def test_what_a_killed_process_left_is_removed_unless_somebody_still_writes_there(tmp_path):
+    killed, running = tmp_path / ".corpus-a.partial", tmp_path / ".corpus-b.partial"
+    for folder in (killed, running):
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "audio").write_text("half")
+        for path in (folder / "deep" / "audio", folder / "deep", folder):
+            os.utime(path, (0, time.time() - 7200))
+    os.utime(running / "deep" / "audio")
+    with replacing_folder(tmp_path / "corpus"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [running.name, "corpus"]
