@@ -2,13 +2,13 @@
 
 
 def build_optimizer(model):
-    """Make the variables of the optimizer of a compiled model, if the model has its own and the optimizer does not.
+    """Make the variables of a compiled model's optimizer, unless it has them or the model has none of its own yet.
 
     Keras makes them in the first training step. There TensorFlow, which must not make variables twice, traces that step
     a second time; so a Conformer whose optimizer is built trains its first step after half the wait.
 
     Args:
-        model: a compiled model. One that is not built is left to Keras.
+        model: a model. One that is not built, or has no optimizer (a training loop of your own), stays as it is.
 
     Example:
 
@@ -19,5 +19,6 @@ def build_optimizer(model):
     >>> model.optimizer.built
     True
     """
-    if model.built and not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    optimizer = getattr(model, "optimizer", None)  # only compile() makes the attribute
+    if model.built and optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)

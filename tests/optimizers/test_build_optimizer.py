@@ -53,3 +53,7 @@ def test_a_model_that_is_not_built_is_left_to_keras():
     assert not model.optimizer.built
     model.fit(X, Y, verbose=0)
     assert model.optimizer.built
+
+
+def test_a_model_that_is_not_compiled_stays_as_it_is():
+    build_optimizer(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
