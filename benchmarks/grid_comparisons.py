@@ -70,7 +70,7 @@ def comparison_lines(table):
     for cell in table:
         name = cell_name(cell["bits"], cell["pattern"])
         ways = [(way, "") for way in (cell.get("paper"), cell.get("ours"), *cell.get("others", ())) if way]
-        ways += [(cell["smallest"], ", smallest")] if cell.get("smallest") else []
+        ways += [(way, ", smallest") for way in cell.get("smallest", ())]
         for way, kind in ways:
             found = way["comparisons"]
             if found:
