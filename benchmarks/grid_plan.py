@@ -118,7 +118,7 @@ def _plan():
     for seed in (0, 1, 2):  # smaller than dense int2
         yield from ((2, pattern, "learned, distilled", seed) for pattern in ("2:4", "4:8", "1:4"))
     for seed in range(6):  # the seeds that "distilled" has, so that ways are compared on equal ones
-        yield from ((*cell, "paper", seed) for cell in CENTRE[:3])
+        yield from ((*cell, "paper", seed) for cell in (*CENTRE[:3], (2, "2:4")))
         yield (None, None, "distilled", seed)  # what a teacher does for the float model
         yield (2, "2:4", "learned, distilled", seed)
     for seed in range(6):  # three seeds left intervals of 20 % on asc_connected
