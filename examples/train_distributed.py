@@ -224,12 +224,14 @@ def main(arguments=None):
     import keras
 
     import keras_usm_lite as usm
-    from keras_usm_lite.distribution import share_backup
+    from keras_usm_lite.distribution import check_same_data, share_backup
 
     keras.utils.set_random_seed(args.seed)
     os.makedirs(args.output, exist_ok=True)
     engine = ENGINES[args.engine](args)
     task = prepare_data(usm, engine, args)
+    if engine.processes > 1:
+        check_same_data(task)
     if engine.process == 0:
         remember_arguments(args, task.corpus, FREE_ARGUMENTS)
     train, dev = task.batches["train"], task.batches["dev"]

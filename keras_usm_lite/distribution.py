@@ -1,9 +1,10 @@
-"""What JAX devices and processes that train together agree on: the layout of the weights, the backup to go on from."""
+"""What JAX devices and processes that train together agree on: layout of weights, data, the backup to go on from."""
 
 import contextlib
 import json
 import os
 import zipfile
+import zlib
 
 import keras
 import numpy as np
@@ -56,6 +57,45 @@ def conformer_layout(mesh, axis="model"):
     layout[f"{SPLIT_OUTPUTS}/bias$"] = (axis,)
     layout[f"{SPLIT_INPUTS}/(kernel|mask)$"] = (axis, None)
     return layout
+
+
+def check_same_data(task):
+    """Raise in every JAX process if they do not train on the same data.
+
+    Every process reads a corpus and computes features of its own. Where one host has another version of it, or cannot
+    read a recording and leaves it out, the batches of the processes no longer fit together: the training waits forever
+    or, worse, goes on. Compared are texts, durations and number of the utterances, and shapes and number of batches.
+
+    Args:
+        task: the `SpeechTask` of this process.
+
+    Raises:
+        ValueError: the data of two processes differ.
+
+    Example:
+
+    >>> import types
+    >>> Batches = type("Batches", (list,), {"bucket_shapes": [(8, 400)]})
+    >>> task = types.SimpleNamespace(utterances={"train": []}, batches={"train": Batches()})
+    >>> check_same_data(task)  # a process alone agrees with itself
+    """
+    from jax.experimental.multihost_utils import process_allgather
+
+    plan = {
+        split: [
+            [[utterance.text, utterance.duration] for utterance in utterances],
+            len(task.batches[split]),
+            task.batches[split].bucket_shapes,
+        ]
+        for split, utterances in task.utterances.items()
+    }
+    found = np.atleast_1d(process_allgather(np.uint32(zlib.crc32(json.dumps(plan, default=int).encode()))))
+    if (found != found[0]).any():
+        counts = ", ".join(f"{len(utterances)} of {split}" for split, utterances in task.utterances.items())
+        raise ValueError(
+            f"The data of the processes {np.flatnonzero(found != found[0]).tolist()} are not those of process 0 (this "
+            f"process has {counts}). Give every host the same corpus; a recording that cannot be read is left out."
+        )
 
 
 def share_backup(backup):

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import keras_usm_lite as usm
+from keras_usm_lite.data.audio import write_wav
+from keras_usm_lite.data.manifest import Utterance, write_manifest
+from keras_usm_lite.distribution import check_same_data
 
 if keras.backend.backend() != "jax":
     pytest.skip("keras.distribution needs the JAX backend", allow_module_level=True)
@@ -75,3 +78,36 @@ def test_twenty_steps_on_four_devices_give_the_weights_masks_and_scales_of_one(t
             np.testing.assert_array_equal(together[name], alone[name], err_msg=name)
         else:
             np.testing.assert_allclose(together[name], alone[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def prepared(tmp_path, texts=("up", "down"), seconds=0.4, **batching):
+    """The `SpeechTask` of a small corpus in a folder of its own, as one host would prepare it."""
+    folder, draw = tmp_path / f"host-{len(os.listdir(tmp_path))}", np.random.default_rng(0)
+    folder.mkdir()
+    for split in ("train", "dev", "test"):
+        rows = []
+        for number, text in enumerate(texts):
+            rows.append(Utterance(str(folder / f"{split}-{number}.wav"), seconds, text, split))
+            write_wav(rows[-1].path, 0.1 * draw.normal(size=int(16000 * seconds)))
+        write_manifest(folder / f"{split}.tsv", rows)
+    return usm.data.SpeechTask.prepare(usm.data.open_corpus(folder), cache_dir=folder / "features", **batching)
+
+
+def test_processes_whose_data_differ_are_told_so_before_training_and_equal_ones_are_not(tmp_path, monkeypatch):
+    from jax.experimental import multihost_utils
+
+    sent = []
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: sent.append(value) or np.array([value]))
+    both = [prepared(tmp_path, shard=(process, 2)) for process in (0, 1)]  # the same recordings elsewhere
+    others = [
+        prepared(tmp_path, texts=("up", "up")),
+        prepared(tmp_path, texts=("up", "down", "up")),
+        prepared(tmp_path, seconds=0.8),
+        prepared(tmp_path, batch_frames=80),
+    ]
+    for task in (*both, *others):
+        check_same_data(task)
+    assert sent[0] == sent[1] and len(set(sent[1:])) == 1 + len(others)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.array([sent[0], value, sent[2]]))
+    with pytest.raises(ValueError, match=r"processes \[2\] are not those of process 0 \(this process has 2 of train"):
+        check_same_data(both[1])
