@@ -87,6 +87,7 @@ RECIPES = {
         "learned", "midrise", start="rounded", pruning="none", distill=1.0, late=True, share=0.4
     ),
     "settled, brisk": Recipe("learned", start="rounded", pruning="none", distill=1.0, rate=3.0, late=True),
+    "paper, brisk": Recipe(rate=3.0),
     "settled, brisk, four levels": Recipe(
         "learned", "midrise", start="rounded", pruning="none", distill=1.0, rate=3.0, late=True
     ),
@@ -135,6 +136,7 @@ def _plan():
         yield from ((*CONTROL, seed), (None, None, "settled", seed), (4, "2:4", "settled", seed))
     for bits, pattern in ((None, None), (4, "2:4"), (3, None)):  # so762
         yield (bits, pattern, "settled, brisk, long", 4)
+    yield (4, "2:4", "paper, brisk", 0)
     for seed in (0, 1, 2):
         yield from ((2, None, recipe, seed) for recipe in ("mse", "learned", "full", "four levels", "co-trained"))
         yield from ((4, "1:4", recipe, seed) for recipe in ("one mask", *MASKS))
