@@ -143,6 +143,7 @@ def _plan():
         yield from ((2, "2:4", recipe, seed) for recipe in ("mse", "learned", "four levels", *MASKS))
     for seed in range(6):  # of the single changes, dev preferred these two
         yield from ((2, "2:4", recipe, seed) for recipe in ("SR-STE", "four levels"))
+        yield (2, None, "learned", seed)
     for seed in (0, 1, 2):
         yield from ((2, "2:4", f"{recipe}, distilled", seed) for recipe in ("SR-STE", "four levels"))
         yield (2, "2:4", "SR-STE, learned", seed)
