@@ -16,11 +16,15 @@ SHORT = {  # what README.md shows of a cell: recipe, and whether it is read from
     (None, None): {("paper", False)},
     (4, "2:4"): {("paper", False), ("settled", False), ("gentle", False)},
     (4, "1:4"): {("paper", False), ("distilled", True)},
-    (3, None): {("settled", False)},
-    (2, None): {("paper", False), ("learned, distilled", False)},
-    (2, "2:4"): {("paper", False), ("learned, distilled", True)},
+    (3, None): {("settled", False), ("distilled", False)},
+    (2, None): {("paper", False), ("learned", False), ("learned, distilled", False)},
+    (2, "2:4"): {("paper", False), ("four levels", False), ("learned, distilled", True)},
 }
-NAMES = {"paper": "the paper's way", "learned, distilled": "learned scales, distilled"}
+NAMES = {
+    "paper": "the paper's way",
+    "learned": "learned scales",
+    "learned, distilled": "learned scales, distilled",
+}
 NUMBERS = "no one two three four five six seven eight nine ten".split()
 MARKS = "<!-- made by benchmarks/grid_summary.py -->\n\n", "\n\n<!-- end -->"
 
