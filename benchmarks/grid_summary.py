@@ -1,11 +1,12 @@
 """The tables of README.md and docs/results.md about the commands, from what `grid_tables.py` wrote.
 
-python benchmarks/grid_summary.py     # writes them between the marks in both pages
+    python benchmarks/grid_summary.py     # writes them between the marks in both pages
+
+README.md has the rows of `SHORT`, docs/results.md every recipe with three seeds and the paper's way.
 """
 
 import json
 import os
-import re
 
 from grid import ARCHIVE_VERSION, RESULTS, ROOT
 from grid_comparisons import ENOUGH_SEEDS, described_change
@@ -93,15 +94,19 @@ def pages():
     found = {}
     for path, lines in {"README.md": short, "docs/results.md": lines_of(table)}.items():
         with open(os.path.join(ROOT, path)) as file:
-            before, after = (re.escape(mark) for mark in MARKS)
-            text = re.sub(
-                f"(?<={before}).*?(?={after})", lambda match, lines=lines: lines, file.read(), flags=re.DOTALL
-            )
-        found[path] = text
+            before, rest = file.read().split(MARKS[0])
+        found[path] = before + MARKS[0] + lines + MARKS[1] + rest.split(MARKS[1])[1]
     return found
 
 
-if __name__ == "__main__":
+def main():
+    """Write both pages."""
+    from keras_usm_lite.data.manifest import replacing
+
     for path, text in pages().items():
-        with open(os.path.join(ROOT, path), "w") as file:
+        with replacing(os.path.join(ROOT, path)) as temporary, open(temporary, "w") as file:
             file.write(text)
+
+
+if __name__ == "__main__":
+    main()

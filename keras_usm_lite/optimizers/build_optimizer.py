@@ -2,7 +2,7 @@
 
 
 def build_optimizer(model):
-    """Make the variables of a compiled model's optimizer, unless it has them or the model has none of its own yet.
+    """Make the variables of a compiled model's optimizer, if the model is built and they are not there yet.
 
     Keras makes them in the first training step. There TensorFlow, which must not make variables twice, traces that step
     a second time; so a Conformer whose optimizer is built trains its first step after half the wait.
