@@ -147,12 +147,7 @@ def keep_outcomes(usm, task, model, path, folder):
     Returns:
         `({kind of archive: error rates on dev}, bytes of every form)`.
     """
-    exported = model
-    if not isinstance(task.frontend, usm.LogMel):
-        import moonshine
-
-        exported = moonshine.functional(model)
-    paths = packed_files(usm, model, path) | {"tflite": usm.export_litert(exported, f"{path}.tflite")}
+    paths = written(usm, task, model, path)
     os.makedirs(folder, exist_ok=True)
     dev = {}
     for kind, end in (("archive", ""), ("smallest", SMALLEST)):
@@ -164,6 +159,16 @@ def keep_outcomes(usm, task, model, path, folder):
                 json.dump(unread, file, indent=0)
     sizes = {kind: os.path.getsize(file) for kind, file in paths.items()}
     return dev, {**sizes, "float32": usm.report(model).float32_bytes}
+
+
+def written(usm, task, model, path):
+    """Write every form of a model; return their paths."""
+    exported = model
+    if not isinstance(task.frontend, usm.LogMel):
+        import moonshine
+
+        exported = moonshine.functional(model)
+    return packed_files(usm, model, path) | {"tflite": usm.export_litert(exported, f"{path}.tflite")}
 
 
 def packed_files(usm, model, path):

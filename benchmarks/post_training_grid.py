@@ -4,18 +4,19 @@
     python benchmarks/post_training_grid.py --float-model float.usm --data CORPUS --only 'int4 2:4' --only 'int2 dense'
 
 Every cell is compressed in several ways. The best is chosen on dev; test is read once per cell, for plain absmax and
-magnitude and for the chosen way. The table goes to `benchmarks/results/post_training_CORPUS.{json,md}`; a run that is
-interrupted continues, and refuses to if it was for another model. `--moonshine` as for `grid.py`.
+magnitude and for the chosen way. Of these two, all files are written, too; a cell that has no sizes yet gets them
+from models that are made anew, and keeps its error rates. The table goes to
+`benchmarks/results/post_training_CORPUS.{json,md}`; a run that is interrupted continues, and refuses to if it was for
+another model. `--moonshine` as for `grid.py`.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
 import tempfile
 
-from grid import RESULTS, commit, prepare
+from grid import RESULTS, checksum, commit, prepare, written
 from grid_plan import BITS, CONVOLUTIONS, ENCODER, PATTERNS, cell_name
 
 LEFT_OUT = {CONVOLUTIONS: (None, None)}
@@ -52,10 +53,31 @@ def compressed(usm, float_model, quantization, pattern, permute, clever, calibra
     return model
 
 
-def size_of(usm, model):
-    """Whole-file bytes of the packed form."""
+def files_of(usm, task, model, quantized_or_sparse):
+    """Return bits per weight, the bytes of every file of a model, and what its archive has on dev."""
     with tempfile.TemporaryDirectory() as folder:
-        return os.path.getsize(usm.save_packed(model, os.path.join(folder, "model.usm")))
+        paths = written(usm, task, model, os.path.join(folder, "model"))
+        sizes = {kind: os.path.getsize(path) for kind, path in paths.items()}
+        archive = usm.load_packed(paths["archive"])
+        rates = usm.error_rates(*task.transcribe(archive.predict_on_batch, "dev"))
+    return {
+        "bits_per_weight": usm.report(model).kernel_bits_per_weight if quantized_or_sparse else 32.0,
+        "bytes": {**sizes, "float32": usm.report(model).float32_bytes},
+        "archive_dev_wer": rates.wer,
+        "commit": commit(),
+    }
+
+
+def add_files(usm, task, float_model, cell, calibration):
+    """Write the files of a cell's plain and chosen way, and keep their sizes in the cell."""
+    bits, pattern, found = cell["bits"], cell["pattern"], {}
+    for kind in ("plain", "chosen"):
+        name = cell[kind]["way"]
+        if name not in found:
+            quantization, permute, clever = ways(usm, bits, pattern)[name]
+            model = compressed(usm, float_model, quantization, pattern, permute, clever, calibration)
+            found[name] = files_of(usm, task, model, bits or pattern)
+        cell[kind]["files"] = found[name]
 
 
 def measure(usm, task, float_model, float_texts, bits, pattern, calibration):
@@ -75,33 +97,65 @@ def measure(usm, task, float_model, float_texts, bits, pattern, calibration):
         if texts != float_texts:
             change = usm.paired_bootstrap(references, float_texts, texts)
             cell[kind] |= {"relative_change": change.relative_change, "interval": [change.low, change.high]}
-    table = usm.report(models[best])
-    cell["bits_per_weight"] = table.kernel_bits_per_weight if bits or pattern else 32.0
-    cell["packed_bytes"], cell["float32_bytes"] = size_of(usm, models[best]), table.float32_bytes
     return cell
 
 
 def as_markdown(content):
     """The table for readers."""
     lines = [
-        f"Post-training compression of the float recogniser of {content['corpus']}, test WER (dev chose the way), "
-        "95 % interval of the relative change against the float model from 10,000 paired draws.",
+        f"Post-training compression of the float recogniser of {content['corpus']}, test WER: absmax and magnitude, "
+        "and the way that dev chose, which has codes of its own and so files of its own; 95 % interval of the relative "
+        "change against the float model from 10,000 paired draws. Whole files, of FP32; the error rates are the "
+        "model's before it was packed, on dev its archive's are beside them.",
         "",
-        "| bits | N:M | absmax, magnitude | best way | | relative | bits/weight | packed file, of FP32 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | way | test WER | relative | dev WER | of the archive | bits/weight | packed | archive | .tflite |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for cell in content["cells"]:
-        plain, best = cell["plain"], cell["chosen"]
-        change = "-"
-        if "interval" in best:
-            low, high = best["interval"]
-            change = f"{best['relative_change']:+.1%} ({low:+.1%} to {high:+.1%})"
-        lines.append(
-            f"| {cell['bits'] or 'float'} | {cell['pattern'] or 'dense'} | {plain['wer']:.2%} | {best['wer']:.2%} | "
-            f"{best['way']} | {change} | {cell['bits_per_weight']:.2f} | "
-            f"{cell['packed_bytes'] / cell['float32_bytes']:.1%} |"
-        )
+        name = cell_name(cell["bits"], cell["pattern"])
+        for way in [cell["plain"], cell["chosen"]][cell["plain"]["way"] == cell["chosen"]["way"] :]:
+            lines.append(f"| {' | '.join([name, *described(way, cell['dev'])])} |")
     return "\n".join(lines) + "\n"
+
+
+def described(way, dev):
+    """One way to compress a cell, as the columns of the table."""
+    change = "-"
+    if "interval" in way:
+        change = "{:+.1%} ({:+.1%} to {:+.1%})".format(way["relative_change"], *way["interval"])
+    files = way["files"]
+    sizes = [f"{files['bytes'][kind] / files['bytes']['float32']:.1%}" for kind in ("packed", "archive", "tflite")]
+    errors = [f"{way['wer']:.2%}", change, f"{dev[way['way']]:.2%}", f"{files['archive_dev_wer']:.2%}"]
+    return [way["way"], *errors, f"{files['bits_per_weight']:.2f}", *sizes]
+
+
+def results_so_far(path, args, corpus):
+    """Return what an earlier run of the same command measured, or no cells."""
+    import keras
+
+    content = {
+        "command": f"python benchmarks/post_training_grid.py --float-model float.usm --data {corpus} "
+        f"{'--moonshine FOLDER ' if args.moonshine else ''}--utterances {args.utterances} --frames {args.frames}",
+        "corpus": corpus,
+        "float_model": checksum(args.float_model),
+        "versions": {"keras": keras.__version__, "python": platform.python_version()},
+        "cells": [],
+    }
+    if not os.path.exists(path):
+        return content
+    with open(path) as file:
+        before = json.load(file)
+    if before["float_model"] != content["float_model"] or before["command"] != content["command"]:
+        raise SystemExit(f"{path} is of another model or command. Move it away to measure this one.")
+    return before
+
+
+def keep(path, text):
+    """Write one of the results."""
+    from keras_usm_lite.data.manifest import replacing
+
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        file.write(text)
 
 
 def main():
@@ -115,47 +169,29 @@ def main():
     parser.add_argument("--frames", type=int, default=300, help="10 ms frames of each of them")
     args = parser.parse_args()
 
-    import keras
-
     import keras_usm_lite as usm
-    from keras_usm_lite.data.manifest import replacing
 
     corpus = usm.data.open_corpus(args.data)
     task, _, _ = prepare(usm, args, seed=0)
     float_model = usm.load_packed(args.float_model)
-    with open(args.float_model, "rb") as file:
-        checksum = hashlib.sha256(file.read()).hexdigest()[:16]
     path = os.path.join(RESULTS, f"post_training_{corpus.name}.json")
-    content = {
-        "command": f"python benchmarks/post_training_grid.py --float-model float.usm --data {corpus.name} "
-        f"{'--moonshine FOLDER ' if args.moonshine else ''}--utterances {args.utterances} --frames {args.frames}",
-        "corpus": corpus.name,
-        "float_model": checksum,
-        "versions": {"keras": keras.__version__, "python": platform.python_version()},
-        "cells": [],
-    }
-    if os.path.exists(path):
-        with open(path) as file:
-            before = json.load(file)
-        if before["float_model"] != checksum or before["command"] != content["command"]:
-            raise SystemExit(f"{path} is of another model or command. Move it away to measure this one.")
-        content = before
+    content = results_so_far(path, args, corpus.name)
     calibration = task.calibration_batch(args.utterances, args.frames)
-    _, float_texts = task.transcribe(float_model.predict_on_batch, "test")
     done = {(cell["bits"], cell["pattern"]) for cell in content["cells"]}
-    for bits in BITS:
-        for pattern in PATTERNS:
-            if (bits, pattern) in done or (args.only and cell_name(bits, pattern) not in args.only):
-                continue
-            print(cell_name(bits, pattern), flush=True)
-            content["cells"].append(measure(usm, task, float_model, float_texts, bits, pattern, calibration))
-            content["cells"].sort(key=lambda cell: (BITS.index(cell["bits"]), PATTERNS.index(cell["pattern"])))
-            with replacing(path) as temporary:
-                with open(temporary, "w") as file:
-                    json.dump(content, file, indent=1)
-    with replacing(path.replace(".json", ".md")) as temporary:
-        with open(temporary, "w") as file:
-            file.write(as_markdown(content))
+    asked = [(b, p) for b in BITS for p in PATTERNS if not args.only or cell_name(b, p) in args.only]
+    missing = [cell for cell in asked if cell not in done]
+    float_texts = missing and task.transcribe(float_model.predict_on_batch, "test")[1]
+    for bits, pattern in missing:
+        print(cell_name(bits, pattern), flush=True)
+        content["cells"].append(measure(usm, task, float_model, float_texts, bits, pattern, calibration))
+        content["cells"].sort(key=lambda cell: (BITS.index(cell["bits"]), PATTERNS.index(cell["pattern"])))
+        keep(path, json.dumps(content, indent=1))
+    for cell in content["cells"]:
+        if "files" not in cell["chosen"]:
+            print(cell_name(cell["bits"], cell["pattern"]), "files", flush=True)
+            add_files(usm, task, float_model, cell, calibration)
+            keep(path, json.dumps(content, indent=1))
+    keep(path.replace(".json", ".md"), as_markdown(content))
     print(as_markdown(content))
 
 
