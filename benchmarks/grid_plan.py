@@ -134,6 +134,8 @@ def _plan():
             yield from ((*cell, f"{way}, four levels", seed) for cell in CENTRE if cell[0] == 2)
     for seed in (7, 8, 9):  # as many of the paper's own cell as "distilled" has
         yield from ((*CONTROL, seed), (None, None, "settled", seed), (4, "2:4", "settled", seed))
+    for seed in (10, 11):  # for the cells with one seed of "settled": earlier float models were not kept
+        yield from ((*CONTROL, seed), (None, None, "settled", seed))
     for bits, pattern in ((None, None), (4, "2:4"), (3, None)):  # so762
         yield (bits, pattern, "settled, brisk, long", 4)
     yield (4, "2:4", "paper, brisk", 0)
@@ -147,11 +149,11 @@ def _plan():
     for seed in (0, 1, 2):
         yield from ((2, "2:4", f"{recipe}, distilled", seed) for recipe in ("SR-STE", "four levels"))
         yield (2, "2:4", "SR-STE, learned", seed)
-    for number in range(3):
+    for number, settled in enumerate((4, 10, 11)):
         for cell in itertools.product(BITS, PATTERNS):
             yield (*cell, "paper", number)
             hard = cell[0] == 2 or cell[1] == "1:4"  # of the cells above, dev prefers "distilled" for these
-            yield (*cell, *(("distilled", number) if hard else ("settled", 4 + number)))
+            yield (*cell, *(("distilled", number) if hard else ("settled", settled)))
 
 
 PLAN = tuple(dict.fromkeys(_plan()))

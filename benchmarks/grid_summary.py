@@ -26,7 +26,7 @@ NAMES = {
     "learned": "learned scales",
     "learned, distilled": "learned scales, distilled",
 }
-NUMBERS = "no one two three four five six seven eight nine ten".split()
+NUMBERS = "no one two three four five six seven eight nine ten eleven twelve".split()
 MARKS = "<!-- made by benchmarks/grid_summary.py -->\n\n", "\n\n<!-- end -->"
 
 

@@ -16,6 +16,7 @@ import statistics
 from grid import ARCHIVE_VERSION, RESULTS, ROOT, SMALLEST, read_rows
 from grid_comparisons import ENOUGH_SEEDS, budget, change_of, comparison_lines, comparisons, described_change
 from grid_plan import BITS, CONTROL, PATTERNS, cell_name, file_name, run_name
+from grid_plot import plot
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ABLATED = ((2, None), (4, "1:4"), (2, "2:4"), (4, "2:4"))  # the hard points, and the paper's own
@@ -267,51 +268,6 @@ def ablated(rows, usual):
     return text + f", {100 * mean(both):+.2f} on {len(both)}"
 
 
-def plot(path, corpus, cells):
-    """The frontier: dev WER against the bytes of the archive for everything that was trained.
-
-    The best recipe of a cell has a name, its seeds, a bar from the lowest to the highest of them, and with three seeds
-    a large mark; circles are the paper's way, old archives are hollow.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: pip install matplotlib")
-        return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 6))
-    for (bits, pattern, recipe), rows in cells.items():
-        sizes = sizes_of(rows)["bytes"]
-        share = 100 * sizes["archive"] / sizes["float32"]
-        errors = [100 * row["dev_wer"] for row in rows]
-        error = mean(errors)
-        if (bits, pattern, recipe) == CONTROL:
-            axes.axhline(error, color="black", linewidth=0.8, label="float, fine-tuned as long")
-            continue
-        if bits is None:
-            continue
-        filled = f"C{bits}" if sizes_of(rows)["archive_version"] == ARCHIVE_VERSION else "none"
-        best = best_recipes(cells, bits, pattern)[:1] == [(bits, pattern, recipe)]
-        look = {"markersize": 8 if len(rows) >= ENOUGH_SEEDS else 5} if best else {"markersize": 4, "alpha": 0.5}
-        axes.plot(share, error, "o" if recipe == "paper" else "^", color=f"C{bits}", markerfacecolor=filled, **look)
-        if best:
-            axes.plot([share, share], [min(errors), max(errors)], color=f"C{bits}", linewidth=0.8)
-            name = f"{cell_name(bits, pattern)} {recipe} ({len(rows)})"
-            axes.annotate(name, (share, error), fontsize=7, xytext=(6, -3), textcoords="offset points")
-    axes.axvline(9.4, color="grey", linestyle=":", label="the paper's size, 9.4 %")
-    axes.plot(
-        [], [], "^", color="grey", markerfacecolor="none", label="hollow: archive of version 2, larger than today's"
-    )
-    axes.set(xscale="log", xlabel="archive, % of FP32 (whole file)", ylabel="dev WER, %", title=corpus)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-
-
 def main():
     """Write tables and plot."""
     args = parse_arguments()
@@ -325,12 +281,13 @@ def main():
         raise SystemExit(f"{os.path.relpath(path, ROOT)}.jsonl has no float control yet; train it with grid.py first.")
     cells = by_cell(rows)
     spoken = usm.data.read_manifest(corpus.splits["test"])  # every row is usable
-    table = grid_table(usm, cells, path, spoken, read_untrained(corpus.name, rows[0]["float_model"]))
+    untrained = read_untrained(corpus.name, rows[0]["float_model"])
+    table = grid_table(usm, cells, path, spoken, untrained)
     text = grid_markdown(corpus.name, table, rows[0]["epochs"]) + "\n" + ablation_markdown(cells)
     for suffix, content in ((".md", text), (".json", json.dumps(table, indent=1) + "\n")):
         with replacing(path + suffix) as temporary, open(temporary, "w") as file:
             file.write(content)
-    plot(f"{path}.png", corpus.name, cells)
+    plot(f"{path}.png", corpus.name, cells, lambda *cell: next(iter(best_recipes(cells, *cell)), None), untrained)
     print(text)
 
 
