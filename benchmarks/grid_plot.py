@@ -9,17 +9,6 @@ from grid_plan import BITS, CONTROL, cell_name
 WAYS = {"no training, the best way": "s", "the paper's way": "o", "ours": "^"}
 TOP = 1.35  # of the plot, as a multiple of the control's error rate: what is worse than that is not shown
 PLACES = ((0, 9), (0, -14), (24, 5), (-24, 5), (24, -10), (-24, -10), (0, 20), (0, -25), (40, 14), (-40, 14))
-    (0, 9),
-    (0, -14),
-    (24, 5),
-    (-24, 5),
-    (24, -10),
-    (-24, -10),
-    (0, 20),
-    (0, -25),
-    (40, 14),
-    (-40, 14),
-)  # of labels
 
 
 def points(cells, best, untrained):
