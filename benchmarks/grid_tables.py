@@ -13,10 +13,11 @@ import json
 import os
 import statistics
 
-from grid import ARCHIVE_VERSION, RESULTS, ROOT, SMALLEST, read_rows
+from grid import RESULTS, ROOT, SMALLEST, read_rows
 from grid_comparisons import ENOUGH_SEEDS, budget, change_of, comparison_lines, comparisons, described_change
 from grid_plan import BITS, CONTROL, PATTERNS, cell_name, file_name, run_name
 from grid_plot import plot
+from grid_sizes import size_lines
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ABLATED = ((2, None), (4, "1:4"), (2, "2:4"), (4, "2:4"))  # the hard points, and the paper's own
@@ -54,7 +55,8 @@ def control_of(row, cells):
 def sizes_of(rows):
     """The bytes of the files of one of several seeds, of one whose archive is of today's version if there is any."""
     row = max(rows, key=lambda row: row.get("archive_version", 0))
-    return {"bytes": row["bytes"], "archive_version": row.get("archive_version", 2)}
+    version = row.get("archive_version", 2)
+    return {"bytes": row["bytes"], "archive_version": version, "bits_per_weight": row["bits_per_weight"]}
 
 
 def mean(values):
@@ -143,6 +145,14 @@ def read_untrained(corpus, float_model):
     return {(cell["bits"], cell["pattern"]): cell for cell in content["cells"]}
 
 
+def describe_untrained(cell, kind):
+    """Error rate without training, and its change against the float model, as a cell of a table."""
+    if cell is None:
+        return "-"
+    change = f", {described_change(cell[kind])}" if "interval" in cell[kind] else ""
+    return f"{cell[kind]['wer']:.2%}{change}"
+
+
 def describe(way):
     """Error rate, change with its interval, and seeds of one way, as a cell of a table."""
     if way is None:
@@ -160,29 +170,24 @@ def grid_markdown(corpus, table, epochs):
     lines = [
         f"## Grid, {corpus}",
         "",
-        f"Test WER. Fine-tuned: {epochs} epochs; change relative to the float model fine-tuned for as long with the "
+        f"Test WER. Without training: change relative to the float model that was compressed. Fine-tuned: {epochs} "
+        "epochs; change relative to the float model fine-tuned for as long with the "
         "same seeds and peak rate (recipes of another rate or length than the paper's way: in brackets to the control, "
         'too; "to the control": it had another rate or length, and no float model was trained like the recipe), 95 % '
-        'interval of 10,000 paired draws. Error rates: of the archive. Bytes: whole files, of "ours" '
-        'where there is one; per cent of FP32. "Ours" is the recipe other than the paper\'s that is best on dev, of '
-        "those with three seeds or, where none has three, with the most. †: an archive of version 2 of the packed "
-        "format, larger than one of today.",
+        "interval of 10,000 paired draws; error rates of the archive. "
+        '"Ours" is the recipe other than the paper\'s that is best on dev, of '
+        "those with three seeds or, where none has three, with the most.",
         "",
-        "| | absmax, untrained | best untrained | the paper's way | ours | CER | recipe | packed | archive | .tflite |",
-        "|---|--:|--:|---|---|--:|---|--:|--:|--:|",
+        "| | absmax, untrained | best untrained | the paper's way | ours | CER | recipe |",
+        "|---|---|---|---|---|--:|---|",
     ]
     for cell in table:
-        untrained, way = cell["untrained"], cell.get("ours") or cell.get("paper")
-        plain, chosen = (f"{untrained[kind]['wer']:.2%}" if untrained else "-" for kind in ("plain", "chosen"))
-        sizes = ["-"] * 3
-        if way:
-            full = way["bytes"]["float32"]
-            sizes = [f"{way['bytes'][k]:,} ({way['bytes'][k] / full:.1%})" for k in ("packed", "archive", "tflite")]
-            sizes[1] += "" if way["archive_version"] == ARCHIVE_VERSION else " †"
-        recipe = cell["ours"]["recipe"] if "ours" in cell else "-"
-        name, ways = cell_name(cell["bits"], cell["pattern"]), (describe(cell.get(way)) for way in ("paper", "ours"))
-        columns = [name, plain, chosen, *ways, f"{cell['ours']['test_cer']:.2%}" if "ours" in cell else "-", recipe]
-        lines.append(f"| {' | '.join([*columns, *sizes])} |")
+        columns = [cell_name(cell["bits"], cell["pattern"])]
+        columns += [describe_untrained(cell["untrained"], kind) for kind in ("plain", "chosen")]
+        columns += [describe(cell.get(way)) for way in ("paper", "ours")]
+        ours = cell.get("ours")
+        columns += [f"{ours['test_cer']:.2%}", ours["recipe"]] if ours else ["-", "-"]
+        lines.append(f"| {' | '.join(columns)} |")
     others = [(cell_name(cell["bits"], cell["pattern"]), way) for cell in table for way in cell.get("others", ())]
     if others:
         lines += [
@@ -193,7 +198,8 @@ def grid_markdown(corpus, table, epochs):
             "|---|---|---|",
         ]
         lines += [f"| {name} | {way['recipe']} | {describe(way)} |" for name, way in others]
-    lines += ["", *smallest_lines(table), "", *comparison_lines(table), "", *speaker_lines(table)]
+    for part in (smallest_lines, comparison_lines, speaker_lines, size_lines):
+        lines += ["", *part(table)]
     lines += ["", "| paper (arXiv 2312.08553) | 9.4 % of the size | +7.3 % |", "|---|---|---|"]
     return "\n".join(lines) + "\n"
 
