@@ -228,8 +228,8 @@ def smallest_lines(table):
 def speaker_lines(table):
     """The same changes when speakers are drawn instead of utterances, for readers."""
     lines = [
-        "The changes with the interval of drawing speakers, each with all of its utterances and seeds (of six "
-        "speakers, as asc_connected has, such an interval is too short):",
+        "The changes with the interval of drawing speakers, each with all of its utterances and seeds (asc_connected "
+        "has six, so these intervals are wide):",
         "",
     ]
     lines += ["| | recipe | change | seeds |", "|---|---|---|--:|"]

@@ -4,6 +4,7 @@ import dataclasses
 
 import jiwer
 import numpy as np
+from scipy import stats
 
 from keras_usm_lite.error_rates import comparable_texts
 
@@ -55,10 +56,15 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
 
     Each draw takes as many utterances as there are, with replacement and the same ones for a and b, and
     computes `change = errors_b / errors_a - 1` over them (the number of reference words cancels). The
-    interval spans the 2.5 and 97.5 % quantiles of the changes; with `n` draws the p-value is
-    `min(1, 2 (1 + min(#{change <= 0}, #{change >= 0})) / (1 + n))`. Utterances are taken to be independent;
-    if few speakers said many utterances each, the truth is less sure than the interval says. With `groups`,
-    whole groups are drawn instead, as many as there are.
+    interval spans the quantiles `q` and `1 - q` of the changes, where, with `n` utterances,
+
+        q = Phi(sqrt(n / (n - 1)) t_(n-1)(2.5 %))
+
+    is 2.5 % for many, and less for few, as from few the spread is known less well and comes out too small ("expanded
+    percentile interval"). The p-value is twice the share of draws on the rarer side of no change,
+    `(1 + min(#{change <= 0}, #{change >= 0})) / (1 + draws)`, corrected the same way. Utterances are taken to be
+    independent; if few speakers said many utterances each, the truth is less sure than the interval says. With
+    `groups`, whole groups are drawn instead, as many as there are, and `n` is their number.
 
     An interval of "given" trainings says how other utterances would judge these very models. What the recipe does with
     other seeds is another question: for that each draw takes trainings, too, with replacement. As drawing `n` of `n`
@@ -66,7 +72,8 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
     With three or four trainings the interval is too short still, as theirs is a guess at the spread.
 
     Source: M. Bisani and H. Ney, "Bootstrap estimates for confidence intervals in ASR performance
-    evaluation", ICASSP 2004; for trainings and utterances at once A. B. Owen, "The pigeonhole bootstrap",
+    evaluation", ICASSP 2004; for few groups T. Hesterberg, "What teachers should know about the bootstrap",
+    arXiv:1411.5279 (expanded percentile interval); for trainings and utterances at once A. B. Owen, "The pigeonhole bootstrap",
     arXiv:0712.1111.
 
     Args:
@@ -120,20 +127,31 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
         ]
     )
     # A draw in which a makes no errors can have an infinite change: pick quantiles, do not interpolate.
-    low, high = np.quantile(changes, [0.025, 0.975], method="inverted_cdf")
-    rarer_side = min(np.count_nonzero(changes <= 0), np.count_nonzero(changes >= 0))
+    tail = _drawn_share(0.025, count)
+    low, high = np.quantile(changes, [tail, 1 - tail], method="inverted_cdf")
+    rarer_side = (1 + min(np.count_nonzero(changes <= 0), np.count_nonzero(changes >= 0))) / (1 + draws)
     return PairedBootstrap(
         wer_a=wer_a,
         wer_b=wer_b,
         relative_change=wer_b / wer_a - 1,
         low=float(low),
         high=float(high),
-        p_value=min(1.0, 2 * (1 + rarer_side) / (1 + draws)),
+        p_value=min(1.0, 2 * _true_share(rarer_side, count)),
         utterances=len(words),
         draws=draws,
         groups=count,
         trainings=trainings,
     )
+
+
+def _drawn_share(share, count):
+    """Returns which tail of the draws stands for a tail of the truth, of `count` that are drawn from."""
+    return float(stats.norm.cdf(np.sqrt(count / (count - 1)) * stats.t.ppf(share, count - 1)))
+
+
+def _true_share(share, count):
+    """Returns which tail of the truth a tail of the draws stands for."""
+    return float(stats.t.cdf(np.sqrt((count - 1) / count) * stats.norm.ppf(share), count - 1))
 
 
 def _check_trainings(number_a, number_b, trainings):

@@ -19,7 +19,7 @@ def test_the_interval_is_that_of_a_proportion_when_a_is_always_wrong():
     assert result.relative_change == pytest.approx(-0.7)
     assert result.low == pytest.approx(-0.7 - half_width, abs=0.005)
     assert result.high == pytest.approx(-0.7 + half_width, abs=0.005)
-    assert result.p_value == 2 / 10001
+    assert result.p_value == pytest.approx(2 / 10001, rel=0.2)
 
 
 def test_it_reports_the_error_rates_that_jiwer_gives():
@@ -109,6 +109,26 @@ def test_drawing_whole_speakers_is_less_sure_where_they_differ_in_what_changes()
     assert (alone.groups, grouped.groups) == (60, 6) and "60 utterances of 6 groups" in str(grouped)
 
 
+def test_an_interval_over_six_speakers_covers_the_truth_about_as_often_as_it_says():
+    # Every speaker's errors change by an amount of his own, whose mean is no change: 95 of 100 intervals should hold 0.
+    rng, speakers = np.random.default_rng(0), np.repeat(np.arange(6), 40)
+    covered = []
+    for seed in range(150):
+        share = 0.4 + 0.1 * rng.standard_normal(6)
+        a, b = rng.random(240) < 0.4, rng.random(240) < share[speakers]
+        result = paired_bootstrap(["yes"] * 240, hypotheses(a), hypotheses(b), 1000, seed, groups=speakers)
+        covered.append(result.low <= 0 <= result.high)
+    assert 0.90 <= np.mean(covered) <= 0.99  # of the plain 2.5 and 97.5 % quantiles 0.87 do
+
+
+def test_interval_and_p_value_of_few_groups_say_the_same():
+    speakers = np.repeat(np.arange(5), 20)
+    for better in range(10, 21):
+        a, b = np.ones(100), np.concatenate([np.arange(20) < better + k for k in (-3, -1, 0, 0, 4)])
+        result = paired_bootstrap(["yes"] * 100, hypotheses(a), hypotheses(b), groups=speakers)
+        assert (result.p_value < 0.05) == (not result.low <= 0 <= result.high)
+
+
 def test_groups_of_one_utterance_each_change_nothing():
     spoken, before, after = ["a b", "c d", "e f"] * 9, ["a", "c d", "e"] * 9, ["a b", "c", "f"] * 9
     alone = paired_bootstrap(spoken, before, after)
@@ -137,7 +157,7 @@ def test_drawn_trainings_spread_as_the_standard_error_of_their_mean():
     given = paired_bootstrap(spoken, a * 6, b)
     assert given.low == given.relative_change == given.high  # every utterance says the same of these trainings
     drawn = paired_bootstrap(spoken, a, b, trainings="independent")
-    half_width = 1.96 * np.std(wrong, ddof=1) / np.sqrt(len(wrong)) / 10
+    half_width = 2.08 * np.std(wrong, ddof=1) / np.sqrt(len(wrong)) / 10  # t of 30 utterances, expanded
     assert drawn.relative_change == given.relative_change == pytest.approx(np.mean(wrong) / 10 - 1)
     assert drawn.low == pytest.approx(drawn.relative_change - half_width, abs=0.01)
     assert drawn.high == pytest.approx(drawn.relative_change + half_width, abs=0.01)
