@@ -73,8 +73,8 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
 
     Source: M. Bisani and H. Ney, "Bootstrap estimates for confidence intervals in ASR performance
     evaluation", ICASSP 2004; for few groups T. Hesterberg, "What teachers should know about the bootstrap",
-    arXiv:1411.5279 (expanded percentile interval); for trainings and utterances at once A. B. Owen, "The pigeonhole bootstrap",
-    arXiv:0712.1111.
+    arXiv:1411.5279 (expanded percentile interval); for trainings and utterances at once A. B. Owen, "The pigeonhole
+    bootstrap", arXiv:0712.1111.
 
     Args:
         references: list of the texts that were spoken.
