@@ -16,6 +16,7 @@ import shutil
 import time
 
 from finetune_report import failures, print_report, summarise
+from float_model import compressed, load_float_model
 from run_folder import remember_arguments, write_json
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,7 +43,8 @@ def parse_arguments(arguments=None):
     add("--preset", default="tiny", help="model size: tiny (1M), small (10M), ... (default tiny)")
     add("--control", action="store_true", help="also fine-tune the float model for the same epochs, so that "
         "the cost of compression is told apart from the gain of training longer")  # fmt: skip
-    add("--float-model", help="a float .keras model of an earlier run to start from instead of training one")
+    add("--float-model", help="a float model to start from instead of training one: the .keras of an "
+        "earlier run, or a packed .usm")  # fmt: skip
     add("--pretrained", help="an encoder.weights.h5 of pretrain_best_rq.py that float training starts from")
     add("--output", default="outputs/finetune_usm_lite", help="folder for models and report")
     add("--seed", type=int, default=0, help="seed of initialisation, order and augmentation (default 0)")
@@ -86,9 +88,7 @@ def train_float(usm, keras, task, args):
     earlier = args.float_model or os.path.join(args.output, "float.keras")
     if os.path.exists(earlier):
         print(f"\nfloat model: loaded from {earlier}")
-        model = keras.models.load_model(earlier)
-        check_labels(usm, task, model, os.path.join(os.path.dirname(earlier), "tokenizer.json"))
-        return model
+        return load_float_model(task, earlier)
     print(f"\nfloat training: {args.epochs} epochs")
     model = usm.USMForCTC(
         task.tokenizer.vocab_size,
@@ -101,26 +101,11 @@ def train_float(usm, keras, task, args):
     return train(usm, task, model, args, "float", args.epochs, args.learning_rate)
 
 
-def check_labels(usm, task, model, path):
-    """Stop if a model was trained for other labels than the corpus has: it would only seem to recognise something.
-
-    `path` is where its tokenizer lies, if it was kept; without it only the number of labels can be compared.
-    """
-    tokenizer = usm.load_tokenizer(path) if os.path.exists(path) else task.tokenizer
-    classes = model.compute_output_shape((1, 100, task.frontend.num_mel_bins))[-1]
-    same = isinstance(tokenizer, type(task.tokenizer)) and tokenizer.vocabulary == task.tokenizer.vocabulary
-    if not same or classes != task.tokenizer.vocab_size:
-        raise SystemExit(
-            f"The float model was trained for other labels than {task.corpus.name} has ({classes} and "
-            f"{task.tokenizer.vocab_size} with the blank). Give the corpus it was trained on, or train anew."
-        )
-
-
 def compress(usm, model, args):
     """Return a compressed copy of the float model: every projection of the encoder."""
     quantization = usm.QuantizationConfig(bits=args.bits, scale=args.scale)
     sparsity = None if args.sparsity == "none" else usm.SparsityConfig.resolve(args.sparsity)
-    return usm.compress(model, {"depthwise|subsampling/conv": (None, None), "encoder/": (quantization, sparsity)})
+    return compressed(model, quantization, sparsity)
 
 
 def fine_tune(usm, keras, task, model, args, name):
@@ -238,7 +223,7 @@ def main(arguments=None):
     candidates = {"float": float_model, "post-training": post_training, "fine-tuned": model}
     if args.control:
         with timed(seconds, "control", os.path.join(args.output, "control.keras")):
-            copy = keras.models.load_model(float_path)
+            copy = load_float_model(task, float_path)
             candidates["float, fine-tuned"] = fine_tune(usm, keras, task, copy, args, "control")
 
     rates, texts = {}, {}

@@ -6,6 +6,7 @@
     python examples/train_distributed.py --engine jax-multihost \\
         --coordinator 10.0.0.1:1234 --processes 2 --process 0                  # JAX: one such command on every host
 
+With `--float-model float.keras --learning-rate 0.001` a trained model is fine-tuned instead of a new one trained.
 Data, model, callbacks and optimizer are the same for all; an engine is a scope, a number of copies of the model, and
 the part of the data that this process reads. On a machine without accelerators, `--cpu-devices 2` makes two devices of
 its processor to try an engine with. Started again with the same --output, a run that was interrupted continues; only
@@ -18,6 +19,7 @@ import dataclasses
 import os
 import shutil
 
+from float_model import compressed, load_float_model
 from run_folder import remember_arguments
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,7 +37,9 @@ def parse_arguments(arguments=None):
     add("--engine", required=True, choices=BACKENDS, help="what distributes the training")
     add("--data", help="folder with train.tsv, dev.tsv, test.tsv, or the name of a corpus; default: as in "
         "finetune_usm_lite.py")  # fmt: skip
-    add("--preset", default="tiny", help="model size: tiny (1M), small (10M), usm_0.6b, usm_2b (default tiny)")
+    add("--float-model", help="a trained float model to fine-tune, .keras or packed .usm, the same file on every host; "
+        "it decides about size, augmentation and remat itself")  # fmt: skip
+    add("--preset", help="size of a new model: tiny (1M), small (10M), usm_0.6b, usm_2b (default tiny)")
     add("--epochs", type=int, default=20, help="passes over the training data (default 20)")
     add("--learning-rate", type=float, default=2e-3, help="peak rate (default 0.002)")
     add("--batch-frames", type=int, default=8000, help="10 ms frames per batch, all devices together (default 8000)")
@@ -53,6 +57,14 @@ def parse_arguments(arguments=None):
     for name in ("epochs", "batch_frames", "model_parallel"):
         if getattr(args, name) < 1:
             parser.error(f"argument --{name.replace('_', '-')}: {getattr(args, name)} is below 1")
+    if args.float_model is None:
+        args.preset = args.preset or "tiny"
+        return args
+    if not os.path.isfile(args.float_model):
+        parser.error(f"argument --float-model: there is no file {args.float_model!r}; correct the path")
+    given = [name for name in ("preset", "no_spec_augment", "remat") if getattr(args, name)]
+    if given:
+        parser.error(f"argument --{given[0].replace('_', '-')}: it is of a new model; leave it or --float-model out")
     return args
 
 
@@ -170,20 +182,23 @@ def feed(usm, keras, batches, engine):
     return dataset.map(lambda *batch: tf.nest.map_structure(tf.ensure_shape, batch, shapes))
 
 
-def make_model(usm, keras, vocab_size, steps, args):
-    """Return the compiled model.
+def make_model(usm, keras, task, steps, args):
+    """Return the compiled model: a new one, or a copy of the float model.
 
     The loss is the mean over all rows of a batch, empty ones included, and gradients are not clipped: both would
     otherwise depend on how TensorFlow's replicas share the rows.
     """
-    model = usm.USMForCTC(
-        vocab_size,
-        args.preset,
-        quantization="int4",
-        sparsity="2:4",
-        spec_augment=not args.no_spec_augment,
-        remat=args.remat,
-    )
+    if args.float_model:
+        model = compressed(load_float_model(task, args.float_model), "int4", "2:4")
+    else:
+        model = usm.USMForCTC(
+            task.tokenizer.vocab_size,
+            args.preset,
+            quantization="int4",
+            sparsity="2:4",
+            spec_augment=not args.no_spec_augment,
+            remat=args.remat,
+        )
     optimizer = keras.optimizers.AdamW(usm.warmup_cosine(args.learning_rate, steps), weight_decay=1e-2, beta_2=0.98)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "scale_gain"])
     # tf.distribute compiles for TPUs by itself and does not for GPUs, where replicas exchange gradients in the step.
@@ -231,13 +246,13 @@ def main(arguments=None):
     engine = ENGINES[args.engine](args)
     task = prepare_data(usm, engine, args)
     if engine.processes > 1:
-        check_same_data(task)
+        check_same_data(task, [args.float_model] if args.float_model else [])
     if engine.process == 0:
         remember_arguments(args, task.corpus, FREE_ARGUMENTS)
     train, dev = task.batches["train"], task.batches["dev"]
     steps = args.epochs * len(train)
     with engine.scope:
-        model = make_model(usm, keras, task.tokenizer.vocab_size, steps, args)
+        model = make_model(usm, keras, task, steps, args)
     callbacks = [
         keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: train.set_epoch(epoch)),
         usm.callbacks.NMPruning(num_shots=5, interval=max(steps // 15, 1)),

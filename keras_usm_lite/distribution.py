@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_usm_lite.callbacks.backup import DESCRIPTION
+from keras_usm_lite.data.feature_cache import file_crc32
 from keras_usm_lite.data.manifest import replacing
 
 # Projections whose outputs are split feed those whose inputs are split: one exchange of activations per pair.
@@ -59,15 +60,17 @@ def conformer_layout(mesh, axis="model"):
     return layout
 
 
-def check_same_data(task):
+def check_same_data(task, files=()):
     """Raise in every JAX process if they do not train on the same data.
 
     Every process reads a corpus and computes features of its own. Where one host has another version of it, or cannot
     read a recording and leaves it out, the batches of the processes no longer fit together: the training waits forever
-    or, worse, goes on. Compared are texts, durations and number of the utterances, and shapes and number of batches.
+    or, worse, goes on. Compared are texts, durations and number of the utterances, shapes and number of batches, and
+    what is in `files`.
 
     Args:
         task: the `SpeechTask` of this process.
+        files: paths of other files that have to be the same everywhere, such as the model that all begin with.
 
     Raises:
         ValueError: the data of two processes differ.
@@ -89,12 +92,14 @@ def check_same_data(task):
         ]
         for split, utterances in task.utterances.items()
     }
+    plan |= {f"file {number}": file_crc32(path) for number, path in enumerate(files)}
     found = np.atleast_1d(process_allgather(np.uint32(zlib.crc32(json.dumps(plan, default=int).encode()))))
     if (found != found[0]).any():
         counts = ", ".join(f"{len(utterances)} of {split}" for split, utterances in task.utterances.items())
         raise ValueError(
             f"The data of the processes {np.flatnonzero(found != found[0]).tolist()} are not those of process 0 (this "
-            f"process has {counts}). Give every host the same corpus; a recording that cannot be read is left out."
+            f"process has {counts}). Give every host the same corpus{' and ' * bool(files)}{', '.join(files)}; a "
+            "recording that cannot be read is left out."
         )
 
 

@@ -111,3 +111,15 @@ def test_processes_whose_data_differ_are_told_so_before_training_and_equal_ones_
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.array([sent[0], value, sent[2]]))
     with pytest.raises(ValueError, match=r"processes \[2\] are not those of process 0 \(this process has 2 of train"):
         check_same_data(both[1])
+
+
+def test_processes_that_begin_with_other_files_are_told_so(tmp_path, monkeypatch):
+    from jax.experimental import multihost_utils
+
+    sent, task = [], prepared(tmp_path)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: sent.append(value) or np.array([value]))
+    for number, content in enumerate((b"weights", b"weights", b"others")):
+        path = tmp_path / f"{number}.keras"
+        path.write_bytes(content)
+        check_same_data(task, [str(path)])
+    assert sent[0] == sent[1] != sent[2]

@@ -124,7 +124,7 @@ class FeatureCache:
             wanted = sum(index["num_frames"]) * index["bins"] * np.dtype(index["dtype"]).itemsize
             if not size == wanted == index["size"]:
                 raise ValueError(f"it has {size} bytes, its index asks for {wanted}")
-            if _file_crc32(self._path) != index["crc32"]:
+            if file_crc32(self._path) != index["crc32"]:
                 raise ValueError("the checksum does not agree")
         except (OSError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"The feature cache {self._path} is damaged and will be built anew: {error}", stacklevel=3)
@@ -228,7 +228,8 @@ def _same_recordings(cached, wanted):
     return len(cached) == len(wanted) and all(old[: len(new)] == new for old, new in zip(cached, wanted, strict=True))
 
 
-def _file_crc32(path):
+def file_crc32(path):
+    """The CRC-32 checksum of a file's content."""
     crc32 = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

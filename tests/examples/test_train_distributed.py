@@ -101,6 +101,16 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def float_model(corpus, tmp_path_factory):
+    """A float model for the labels of the corpus, as a packed file."""
+    folder = tmp_path_factory.mktemp("float")
+    task = usm.data.SpeechTask.prepare(usm.data.open_corpus(corpus), cache_dir=folder / "features")
+    size = {"num_layers": 1, "dim": 16, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "dropout": 0.0}
+    model = usm.USMForCTC(task.tokenizer.vocab_size, spec_augment=False, **size)
+    return usm.save_packed(model, folder / "float.usm")
+
+
+@pytest.fixture(scope="module")
 def jax_alone(corpus, tmp_path_factory):
     """What one JAX device trains."""
     output = tmp_path_factory.mktemp("alone")
@@ -175,9 +185,9 @@ on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.dist
 
 
 @on_tensorflow
-def test_mirrored_on_two_devices_and_killed_in_between_trains_what_one_device_trains(corpus, tmp_path):
+def test_mirrored_on_two_devices_and_killed_in_between_fine_tunes_as_one_device(corpus, float_model, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    options = ["--no-spec-augment", "--engine", "mirrored", "--cpu-devices"]
+    options = ["--float-model", float_model, "--engine", "mirrored", "--cpu-devices"]
     processes = start(corpus, one, *options, 1), start(corpus, two, *options, 2, before=COPY)
     alone, together = finish(one, processes[0]), finish(two, processes[1])
     assert_same_training(together, alone)
@@ -193,6 +203,34 @@ def script(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     return importlib.import_module("train_distributed")
+
+
+def test_a_float_model_is_what_the_compressed_copy_begins_with(script, corpus, float_model):
+    task = script.prepare_data(
+        usm, script.Engine(contextlib.nullcontext(), copies=1),
+        types.SimpleNamespace(data=str(corpus), batch_frames=320, seed=0),
+    )  # fmt: skip
+    args = script.parse_arguments(["--engine", "jax", "--float-model", str(float_model)])
+    model, begin = script.make_model(usm, keras, task, 10, args), usm.load_packed(float_model)
+    assert {(layer.active_bits, str(layer.sparsity)) for layer in usm.compressed_layers(model)} == {(4, "2:4")}
+    kept = {weight.path.partition("/")[2]: weight for weight in model.weights}
+    for weight in begin.weights:
+        now = kept[weight.path.partition("/")[2]]
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (now, weight)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--float-model", "/nowhere/float.keras"], "there is no file '/nowhere/float.keras'"),
+        (["--float-model", __file__, "--remat"], "--remat: it is of a new model; leave it or --float-model out"),
+        (["--float-model", __file__, "--preset", "tiny"], "--preset: it is of a new model"),
+    ],
+)
+def test_a_float_model_that_is_not_there_or_asked_to_be_another_is_refused(script, options, message, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_arguments(["--engine", "mirrored", *options])
+    assert message in capsys.readouterr().err
 
 
 @on_tensorflow

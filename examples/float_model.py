@@ -1,0 +1,47 @@
+"""The float recogniser that a fine-tuning starts from: read, held against the data, and compressed."""
+
+import os
+
+
+def load_float_model(task, path):
+    """Load a float model, and stop if it cannot be fine-tuned on the data of a task.
+
+    Args:
+        task: the `SpeechTask` of the data.
+        path: a .keras file, or a packed .usm file such as `saved_models/arabic_commands_float/model.usm`; a
+            `tokenizer.json` beside it is compared with the labels of the data.
+    """
+    import keras
+
+    import keras_usm_lite as usm
+
+    model = usm.load_packed(path) if path.endswith(".usm") else keras.models.load_model(path)
+    if path.endswith(".usm") and usm.compressed_layers(model):
+        raise SystemExit(
+            f"{path} is a compressed model, whose packed file has no float weights to train. Give a float model, or "
+            "the .keras file of this one."
+        )
+    check_labels(usm, task, model, os.path.join(os.path.dirname(path), "tokenizer.json"))
+    return model
+
+
+def check_labels(usm, task, model, path):
+    """Stop if a model was trained for other labels than the corpus has: it would only seem to recognise something.
+
+    `path` is where its tokenizer lies, if it was kept; without it only the number of labels can be compared.
+    """
+    tokenizer = usm.load_tokenizer(path) if os.path.exists(path) else task.tokenizer
+    classes = model.compute_output_shape((1, 100, task.frontend.num_mel_bins))[-1]
+    same = isinstance(tokenizer, type(task.tokenizer)) and tokenizer.vocabulary == task.tokenizer.vocabulary
+    if not same or classes != task.tokenizer.vocab_size:
+        raise SystemExit(
+            f"The float model was trained for other labels than {task.corpus.name} has ({classes} and "
+            f"{task.tokenizer.vocab_size} with the blank). Give the corpus it was trained on, or train anew."
+        )
+
+
+def compressed(model, quantization, sparsity):
+    """Return a copy of a float model with every projection of its encoder compressed."""
+    import keras_usm_lite as usm
+
+    return usm.compress(model, {"depthwise|subsampling/conv": (None, None), "encoder/": (quantization, sparsity)})
