@@ -24,6 +24,7 @@ LONGEST = (
     "test_saved_models.py",
     "test_publish.py",
     "test_recipe_doc.py",
+    "test_readme.py",
     "test_backends_agree.py",
     "test_best_rq.py",
 )
@@ -48,3 +49,26 @@ def full_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+@pytest.fixture(scope="session")
+def write_three_words():
+    """A function that writes a corpus of noise whose texts have three words, for the code of a page to run on."""
+
+    def write(folder):
+        import numpy as np
+
+        from keras_usm_lite.data.audio import write_wav
+        from keras_usm_lite.data.manifest import Utterance, write_manifest
+
+        folder.mkdir()
+        draw = np.random.default_rng(0)
+        for split, size in {"train": 12, "dev": 2, "test": 1}.items():
+            rows = []
+            for number in range(size):
+                path = str(folder / f"{split}-{number}.wav")
+                write_wav(path, 0.1 * draw.normal(size=9600))
+                rows.append(Utterance(path, 0.6, " ".join(draw.choice(["up", "down", "left"], 2)), split))
+            write_manifest(folder / f"{split}.tsv", rows)
+
+    return write

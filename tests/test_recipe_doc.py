@@ -8,25 +8,16 @@ import numpy as np
 import pytest
 
 import keras_usm_lite as usm
-from keras_usm_lite.data.audio import write_wav
-from keras_usm_lite.data.manifest import Utterance, write_manifest
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "recipe.md").read_text()
 SIZE = {"num_layers": 1, "dim": 16, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(tmp_path_factory, write_three_words):
     """What the names of the page's code stand for when it has run beside a small corpus and float model."""
-    folder, draw = tmp_path_factory.mktemp("recipe"), np.random.default_rng(0)
-    (folder / "my_corpus").mkdir()
-    for split, size in {"train": 12, "dev": 2, "test": 1}.items():
-        rows = []
-        for number in range(size):
-            path = str(folder / "my_corpus" / f"{split}-{number}.wav")
-            write_wav(path, 0.1 * draw.normal(size=9600))
-            rows.append(Utterance(path, 0.6, " ".join(draw.choice(["up", "down", "left"], 2)), split))
-        write_manifest(folder / "my_corpus" / f"{split}.tsv", rows)
+    folder = tmp_path_factory.mktemp("recipe")
+    write_three_words(folder / "my_corpus")
     keras.utils.set_random_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -74,9 +65,9 @@ def test_the_file_holds_the_integers_that_were_trained(found):
         np.testing.assert_array_equal(array(one.quantized_kernel()[0]), array(other.quantized_kernel()[0]))
 
 
-def test_the_other_training_prunes_to_one_of_four_at_two_bits_and_moves_what_is_left(found):
+def test_the_other_training_prunes_to_one_of_four_at_four_bits_and_moves_what_is_left(found):
     layers = usm.compressed_layers(found["small"])
-    assert {(layer.active_bits, float(array(layer.mask).mean())) for layer in layers} == {(2, 0.25)}
-    start = usm.compress(found["float_model"], found["rules"]("int2", "1:4"))
+    assert {(layer.active_bits, float(array(layer.mask).mean())) for layer in layers} == {(4, 0.25)}
+    start = usm.compress(found["float_model"], found["rules"]("int4", "1:4"))
     for layer, old in zip(layers, usm.compressed_layers(start), strict=True):
         assert np.any(array(layer.kernel) != array(old.kernel))
