@@ -169,6 +169,8 @@ def main():
     parser.add_argument("--frames", type=int, default=300, help="10 ms frames of each of them")
     args = parser.parse_args()
 
+    import keras
+
     import keras_usm_lite as usm
 
     corpus = usm.data.open_corpus(args.data)
@@ -191,6 +193,7 @@ def main():
             print(cell_name(cell["bits"], cell["pattern"]), "files", flush=True)
             add_files(usm, task, float_model, cell, calibration)
             keep(path, json.dumps(content, indent=1))
+            keras.utils.clear_session()
     keep(path.replace(".json", ".md"), as_markdown(content))
     print(as_markdown(content))
 
