@@ -3,9 +3,8 @@
     python benchmarks/post_training_grid.py --float-model float.usm --data CORPUS
     python benchmarks/post_training_grid.py --float-model float.usm --data CORPUS --only 'int4 2:4' --only 'int2 dense'
 
-Every cell is compressed in several ways. The best is chosen on dev; test is read once per cell, for plain absmax and
-magnitude and for the chosen way. Of these two, all files are written, too; a cell that has no sizes yet gets them
-from models that are made anew, and keeps its error rates. The table goes to
+Every cell is compressed in several ways. The best is chosen on dev; of it and of plain absmax and magnitude all files
+are written, and the archives are read back. Test is read once per cell, for these two. The table goes to
 `benchmarks/results/post_training_CORPUS.{json,md}`; a run that is interrupted continues, and refuses to if it was for
 another model. `--moonshine` as for `grid.py`.
 """
@@ -16,7 +15,7 @@ import os
 import platform
 import tempfile
 
-from grid import RESULTS, checksum, commit, prepare, written
+from grid import ARCHIVE_VERSION, RESULTS, checksum, commit, prepare, written
 from grid_plan import BITS, CONVOLUTIONS, ENCODER, PATTERNS, cell_name
 
 LEFT_OUT = {CONVOLUTIONS: (None, None)}
@@ -53,80 +52,69 @@ def compressed(usm, float_model, quantization, pattern, permute, clever, calibra
     return model
 
 
-def files_of(usm, task, model, quantized_or_sparse):
-    """Return bits per weight, the bytes of every file of a model, and what its archive has on dev."""
+def measure(usm, task, float_model, float_texts, bits, pattern, calibration):
+    """Return one cell as a dict: what every way has on dev, then plain and chosen way with their files."""
+    models, dev = {}, {}
+    for name, way in ways(usm, bits, pattern).items():
+        models[name] = compressed(usm, float_model, way[0], pattern, *way[1:], calibration)
+        dev[name] = usm.error_rates(*task.transcribe(models[name].predict_on_batch, "dev")).wer
+        print(f"  dev {name:26} {dev[name]:7.2%}", flush=True)
+    cell = {"bits": bits, "pattern": pattern, "dev": dev, "commit": commit()}
+    for kind, name in (("plain", next(iter(dev))), ("chosen", min(dev, key=dev.get))):
+        same = kind == "chosen" and name == cell["plain"]["way"]
+        cell[kind] = cell["plain"] if same else read_back(usm, task, models[name], name, float_texts)
+    return cell
+
+
+def read_back(usm, task, model, name, float_texts):
+    """Write every file of a model; return their sizes, and what the archive has on dev and test."""
     with tempfile.TemporaryDirectory() as folder:
         paths = written(usm, task, model, os.path.join(folder, "model"))
         sizes = {kind: os.path.getsize(path) for kind, path in paths.items()}
         archive = usm.load_packed(paths["archive"])
-        rates = usm.error_rates(*task.transcribe(archive.predict_on_batch, "dev"))
-    return {
-        "bits_per_weight": usm.report(model).kernel_bits_per_weight if quantized_or_sparse else 32.0,
-        "bytes": {**sizes, "float32": usm.report(model).float32_bytes},
-        "archive_dev_wer": rates.wer,
-        "commit": commit(),
+    dev = usm.error_rates(*task.transcribe(archive.predict_on_batch, "dev"))
+    references, texts = task.transcribe(archive.predict_on_batch, "test")
+    table = usm.report(model)
+    found = {
+        "way": name,
+        "dev_wer": dev.wer,
+        "wer": usm.error_rates(references, texts).wer,
+        "bits_per_weight": table.kernel_bits_per_weight if usm.compressed_layers(model) else 32.0,
+        "bytes": {**sizes, "float32": table.float32_bytes},
+        "archive_version": ARCHIVE_VERSION,
     }
-
-
-def add_files(usm, task, float_model, cell, calibration):
-    """Write the files of a cell's plain and chosen way, and keep their sizes in the cell."""
-    bits, pattern, found = cell["bits"], cell["pattern"], {}
-    for kind in ("plain", "chosen"):
-        name = cell[kind]["way"]
-        if name not in found:
-            quantization, permute, clever = ways(usm, bits, pattern)[name]
-            model = compressed(usm, float_model, quantization, pattern, permute, clever, calibration)
-            found[name] = files_of(usm, task, model, bits or pattern)
-        cell[kind]["files"] = found[name]
-
-
-def measure(usm, task, float_model, float_texts, bits, pattern, calibration):
-    """Return one cell as a dict."""
-    models, dev = {}, {}
-    for name, way in ways(usm, bits, pattern).items():
-        models[name] = compressed(usm, float_model, way[0], pattern, *way[1:], calibration)
-        references, texts = task.transcribe(models[name].predict_on_batch, "dev")
-        dev[name] = usm.error_rates(references, texts).wer
-        print(f"  dev {name:26} {dev[name]:7.2%}", flush=True)
-    plain, best = next(iter(dev)), min(dev, key=dev.get)
-    cell = {"bits": bits, "pattern": pattern, "dev": dev, "best": best, "commit": commit()}
-    for kind, name in (("plain", plain), ("chosen", best)):
-        references, texts = task.transcribe(models[name].predict_on_batch, "test")
-        rates = usm.error_rates(references, texts)
-        cell[kind] = {"way": name, "wer": rates.wer, "words": rates.words}
-        if texts != float_texts:
-            change = usm.paired_bootstrap(references, float_texts, texts)
-            cell[kind] |= {"relative_change": change.relative_change, "interval": [change.low, change.high]}
-    return cell
+    if texts != float_texts:
+        change = usm.paired_bootstrap(references, float_texts, texts)
+        found |= {"relative_change": change.relative_change, "interval": [change.low, change.high]}
+    return found
 
 
 def as_markdown(content):
     """The table for readers."""
     lines = [
-        f"Post-training compression of the float recogniser of {content['corpus']}, test WER: absmax and magnitude, "
-        "and the way that dev chose, which has codes of its own and so files of its own; 95 % interval of the relative "
-        "change against the float model from 10,000 paired draws. Whole files, of FP32; the error rates are the "
-        "model's before it was packed, on dev its archive's are beside them.",
+        f"Post-training compression of the float recogniser of {content['corpus']}: absmax and magnitude, and the way "
+        "that dev chose before it was packed, which may have codes of its own and so larger files. Error rates of the "
+        "archive; 95 % interval of the relative change against the float model from 10,000 paired draws. Whole files, "
+        "of FP32.",
         "",
-        "| | way | test WER | relative | dev WER | of the archive | bits/weight | packed | archive | .tflite |",
-        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
+        "| | way | test WER | relative | dev WER | bits/weight | packed | archive | .tflite |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|",
     ]
     for cell in content["cells"]:
         name = cell_name(cell["bits"], cell["pattern"])
         for way in [cell["plain"], cell["chosen"]][cell["plain"]["way"] == cell["chosen"]["way"] :]:
-            lines.append(f"| {' | '.join([name, *described(way, cell['dev'])])} |")
+            lines.append(f"| {' | '.join([name, *described(way)])} |")
     return "\n".join(lines) + "\n"
 
 
-def described(way, dev):
+def described(way):
     """One way to compress a cell, as the columns of the table."""
     change = "-"
     if "interval" in way:
         change = "{:+.1%} ({:+.1%} to {:+.1%})".format(way["relative_change"], *way["interval"])
-    files = way["files"]
-    sizes = [f"{files['bytes'][kind] / files['bytes']['float32']:.1%}" for kind in ("packed", "archive", "tflite")]
-    errors = [f"{way['wer']:.2%}", change, f"{dev[way['way']]:.2%}", f"{files['archive_dev_wer']:.2%}"]
-    return [way["way"], *errors, f"{files['bits_per_weight']:.2f}", *sizes]
+    sizes = [f"{way['bytes'][kind] / way['bytes']['float32']:.1%}" for kind in ("packed", "archive", "tflite")]
+    errors = [f"{way['wer']:.2%}", change, f"{way['dev_wer']:.2%}"]
+    return [way["way"], *errors, f"{way['bits_per_weight']:.2f}", *sizes]
 
 
 def results_so_far(path, args, corpus):
@@ -179,6 +167,7 @@ def main():
     path = os.path.join(RESULTS, f"post_training_{corpus.name}.json")
     content = results_so_far(path, args, corpus.name)
     calibration = task.calibration_batch(args.utterances, args.frames)
+    content["cells"] = [cell for cell in content["cells"] if "bytes" in cell["chosen"]]  # by earlier code: anew
     done = {(cell["bits"], cell["pattern"]) for cell in content["cells"]}
     asked = [(b, p) for b in BITS for p in PATTERNS if not args.only or cell_name(b, p) in args.only]
     missing = [cell for cell in asked if cell not in done]
@@ -188,12 +177,7 @@ def main():
         content["cells"].append(measure(usm, task, float_model, float_texts, bits, pattern, calibration))
         content["cells"].sort(key=lambda cell: (BITS.index(cell["bits"]), PATTERNS.index(cell["pattern"])))
         keep(path, json.dumps(content, indent=1))
-    for cell in content["cells"]:
-        if "files" not in cell["chosen"]:
-            print(cell_name(cell["bits"], cell["pattern"]), "files", flush=True)
-            add_files(usm, task, float_model, cell, calibration)
-            keep(path, json.dumps(content, indent=1))
-            keras.utils.clear_session()
+        keras.utils.clear_session()
     keep(path.replace(".json", ".md"), as_markdown(content))
     print(as_markdown(content))
 
