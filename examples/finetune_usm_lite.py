@@ -16,7 +16,7 @@ import shutil
 import time
 
 from finetune_report import failures, print_report, summarise
-from float_model import compressed, load_float_model
+from float_model import load_float_model
 from run_folder import remember_arguments, write_json
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -84,8 +84,8 @@ def train(usm, task, model, args, name, epochs, learning_rate, callbacks=(), war
 
 
 def train_float(usm, keras, task, args):
-    """Train the float model, or load the one a finished or earlier run left."""
-    earlier = args.float_model or os.path.join(args.output, "float.keras")
+    """Train the float model, or load the one that an earlier start left."""
+    earlier = os.path.join(args.output, "float.keras")
     if os.path.exists(earlier):
         print(f"\nfloat model: loaded from {earlier}")
         return load_float_model(task, earlier)
@@ -105,7 +105,7 @@ def compress(usm, model, args):
     """Return a compressed copy of the float model: every projection of the encoder."""
     quantization = usm.QuantizationConfig(bits=args.bits, scale=args.scale)
     sparsity = None if args.sparsity == "none" else usm.SparsityConfig.resolve(args.sparsity)
-    return compressed(model, quantization, sparsity)
+    return usm.compress(model, {"depthwise|subsampling/conv": (None, None), "encoder/": (quantization, sparsity)})
 
 
 def fine_tune(usm, keras, task, model, args, name):
@@ -207,13 +207,14 @@ def main(arguments=None):
     os.makedirs(args.output, exist_ok=True)
     corpus = usm.data.open_corpus(args.data) if args.data else usm.data.default_corpus()
     task = usm.data.SpeechTask.prepare(corpus, batch_frames=args.batch_frames, seed=args.seed, on_bad=args.on_bad)
-    remember_arguments(args, corpus, FREE_ARGUMENTS)
+    given = load_float_model(task, args.float_model) if args.float_model else None  # or refused, before all else
+    remember_arguments(args, corpus, FREE_ARGUMENTS, files=("float_model",))
     left_out = {split: [dataclasses.asdict(row) for row in rows] for split, rows in task.problems.items()}
     write_json(os.path.join(args.output, "left_out.json"), left_out)
 
     seconds, float_path = {}, args.float_model or os.path.join(args.output, "float.keras")
     with timed(seconds, "float training", float_path):
-        float_model = train_float(usm, keras, task, args)
+        float_model = train_float(usm, keras, task, args) if given is None else given
     post_training = compress(usm, float_model, args)
     usm.update_masks(post_training)
     for layer in usm.compressed_layers(post_training):

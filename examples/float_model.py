@@ -15,12 +15,10 @@ def load_float_model(task, path):
 
     import keras_usm_lite as usm
 
-    model = usm.load_packed(path) if path.endswith(".usm") else keras.models.load_model(path)
-    if path.endswith(".usm") and usm.compressed_layers(model):
-        raise SystemExit(
-            f"{path} is a compressed model, whose packed file has no float weights to train. Give a float model, or "
-            "the .keras file of this one."
-        )
+    # Not compiled: the moments of its optimizer would take twice the memory of its weights.
+    model = usm.load_packed(path) if path.endswith(".usm") else keras.models.load_model(path, compile=False)
+    if usm.compressed_layers(model):
+        raise SystemExit(f"{path} is compressed already. Give the float model that it was made of.")
     check_labels(usm, task, model, os.path.join(os.path.dirname(path), "tokenizer.json"))
     return model
 
@@ -38,10 +36,3 @@ def check_labels(usm, task, model, path):
             f"The float model was trained for other labels than {task.corpus.name} has ({classes} and "
             f"{task.tokenizer.vocab_size} with the blank). Give the corpus it was trained on, or train anew."
         )
-
-
-def compressed(model, quantization, sparsity):
-    """Return a copy of a float model with every projection of its encoder compressed."""
-    import keras_usm_lite as usm
-
-    return usm.compress(model, {"depthwise|subsampling/conv": (None, None), "encoder/": (quantization, sparsity)})

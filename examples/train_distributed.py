@@ -6,7 +6,7 @@
     python examples/train_distributed.py --engine jax-multihost \\
         --coordinator 10.0.0.1:1234 --processes 2 --process 0                  # JAX: one such command on every host
 
-With `--float-model float.keras --learning-rate 0.001` a trained model is fine-tuned instead of a new one trained.
+With `--float-model float.keras` a trained model is fine-tuned instead of a new one trained.
 Data, model, callbacks and optimizer are the same for all; an engine is a scope, a number of copies of the model, and
 the part of the data that this process reads. On a machine without accelerators, `--cpu-devices 2` makes two devices of
 its processor to try an engine with. Started again with the same --output, a run that was interrupted continues; only
@@ -19,7 +19,7 @@ import dataclasses
 import os
 import shutil
 
-from float_model import compressed, load_float_model
+from float_model import load_float_model
 from run_folder import remember_arguments
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,7 +41,7 @@ def parse_arguments(arguments=None):
         "it decides about size, augmentation and remat itself")  # fmt: skip
     add("--preset", help="size of a new model: tiny (1M), small (10M), usm_0.6b, usm_2b (default tiny)")
     add("--epochs", type=int, default=20, help="passes over the training data (default 20)")
-    add("--learning-rate", type=float, default=2e-3, help="peak rate (default 0.002)")
+    add("--learning-rate", type=float, help="peak rate (default 0.002, of a given float model 0.001)")
     add("--batch-frames", type=int, default=8000, help="10 ms frames per batch, all devices together (default 8000)")
     add("--no-spec-augment", action="store_true", help="train on the features as they are")
     add("--remat", action="store_true", help="compute the inside of every block twice instead of keeping it")
@@ -57,6 +57,7 @@ def parse_arguments(arguments=None):
     for name in ("epochs", "batch_frames", "model_parallel"):
         if getattr(args, name) < 1:
             parser.error(f"argument --{name.replace('_', '-')}: {getattr(args, name)} is below 1")
+    args.learning_rate = args.learning_rate or (1e-3 if args.float_model else 2e-3)
     if args.float_model is None:
         args.preset = args.preset or "tiny"
         return args
@@ -182,28 +183,52 @@ def feed(usm, keras, batches, engine):
     return dataset.map(lambda *batch: tf.nest.map_structure(tf.ensure_shape, batch, shapes))
 
 
-def make_model(usm, keras, task, steps, args):
-    """Return the compiled model: a new one, or a copy of the float model.
+def read_float_model(usm, keras, task, args):
+    """Return the float model, or None if there is none; its weights are whole in this process, not distributed."""
+    if args.float_model is None:
+        return None
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        model = load_float_model(task, args.float_model)
+    finally:
+        keras.distribution.set_distribution(distribution)
+    if not isinstance(model, usm.USMForCTC):
+        raise SystemExit(f"{args.float_model} holds a {type(model).__name__}; this script trains a USMForCTC only.")
+    return model
+
+
+def make_model(usm, keras, vocab_size, float_model, steps, args):
+    """Return the compiled model: a new one, or one with the weights of the float model.
 
     The loss is the mean over all rows of a batch, empty ones included, and gradients are not clipped: both would
     otherwise depend on how TensorFlow's replicas share the rows.
     """
-    if args.float_model:
-        model = compressed(load_float_model(task, args.float_model), "int4", "2:4")
+    compression = {"quantization": "int4", "sparsity": "2:4"}
+    if float_model is not None:
+        model = usm.USMForCTC.from_config(float_model.get_config() | compression)
+        copy_weights(keras, float_model, model)
     else:
         model = usm.USMForCTC(
-            task.tokenizer.vocab_size,
-            args.preset,
-            quantization="int4",
-            sparsity="2:4",
-            spec_augment=not args.no_spec_augment,
-            remat=args.remat,
+            vocab_size, args.preset, **compression, spec_augment=not args.no_spec_augment, remat=args.remat
         )
-    optimizer = keras.optimizers.AdamW(usm.warmup_cosine(args.learning_rate, steps), weight_decay=1e-2, beta_2=0.98)
+    # A trained model needs the short warm-up of a fine-tuning.
+    schedule = usm.warmup_cosine(args.learning_rate, steps, warmup=None if float_model is None else 0.1)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-2, beta_2=0.98)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "scale_gain"])
     # tf.distribute compiles for TPUs by itself and does not for GPUs, where replicas exchange gradients in the step.
     model.compile(optimizer, keras.losses.CTC(), jit_compile=keras.backend.backend() == "jax")
     return model
+
+
+def copy_weights(keras, old, new):
+    """Give a model the weights of another that has the same layers, with or without masks and scales."""
+    values = {weight.path.partition("/")[2]: weight for weight in old.weights}
+    for weight in new.weights:
+        value = values.pop(weight.path.partition("/")[2], None)
+        if value is not None:
+            weight.assign(keras.ops.convert_to_numpy(value))
+    assert not values, f"weights without a place: {sorted(values)}"
 
 
 def save(keras, model, engine, path):
@@ -247,12 +272,14 @@ def main(arguments=None):
     task = prepare_data(usm, engine, args)
     if engine.processes > 1:
         check_same_data(task, [args.float_model] if args.float_model else [])
+    float_model = read_float_model(usm, keras, task, args)
     if engine.process == 0:
-        remember_arguments(args, task.corpus, FREE_ARGUMENTS)
+        remember_arguments(args, task.corpus, FREE_ARGUMENTS, files=("float_model",))
     train, dev = task.batches["train"], task.batches["dev"]
     steps = args.epochs * len(train)
     with engine.scope:
-        model = make_model(usm, keras, task, steps, args)
+        model = make_model(usm, keras, task.tokenizer.vocab_size, float_model, steps, args)
+    del float_model  # its memory
     callbacks = [
         keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: train.set_epoch(epoch)),
         usm.callbacks.NMPruning(num_shots=5, interval=max(steps // 15, 1)),

@@ -73,7 +73,7 @@ def check_same_data(task, files=()):
         files: paths of other files that have to be the same everywhere, such as the model that all begin with.
 
     Raises:
-        ValueError: the data of two processes differ.
+        ValueError: data or files of two processes differ, or a file cannot be read in one.
 
     Example:
 
@@ -84,6 +84,20 @@ def check_same_data(task, files=()):
     """
     from jax.experimental.multihost_utils import process_allgather
 
+    checksums = {"The corpus": _plan_checksum(task), **{path: _checksum(path) for path in files}}
+    found = process_allgather(np.array(list(checksums.values()), "uint32")).reshape(-1, len(checksums))
+    for name, column in zip(checksums, found.T, strict=True):
+        if (column != column[0]).any():
+            counts = ", ".join(f"{len(utterances)} of {split}" for split, utterances in task.utterances.items())
+            others = np.flatnonzero(column != column[0]).tolist()
+            raise ValueError(
+                f"{name} of the processes {others} is not that of process 0 (this process has {counts}). Give every "
+                "host the same; a recording that cannot be read is left out."
+            )
+
+
+def _plan_checksum(task):
+    """A checksum of what is trained on, in which order and shapes."""
     plan = {
         split: [
             [[utterance.text, utterance.duration] for utterance in utterances],
@@ -92,15 +106,17 @@ def check_same_data(task, files=()):
         ]
         for split, utterances in task.utterances.items()
     }
-    plan |= {f"file {number}": file_crc32(path) for number, path in enumerate(files)}
-    found = np.atleast_1d(process_allgather(np.uint32(zlib.crc32(json.dumps(plan, default=int).encode()))))
-    if (found != found[0]).any():
-        counts = ", ".join(f"{len(utterances)} of {split}" for split, utterances in task.utterances.items())
-        raise ValueError(
-            f"The data of the processes {np.flatnonzero(found != found[0]).tolist()} are not those of process 0 (this "
-            f"process has {counts}). Give every host the same corpus{' and ' * bool(files)}{', '.join(files)}; a "
-            "recording that cannot be read is left out."
-        )
+    return zlib.crc32(json.dumps(plan, default=int).encode())
+
+
+def _checksum(path):
+    """The checksum of a file; of one that cannot be read one that no other process has."""
+    import jax
+
+    try:
+        return file_crc32(path)
+    except OSError:
+        return jax.process_index()
 
 
 def share_backup(backup):

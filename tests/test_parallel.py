@@ -1,6 +1,7 @@
 """Four JAX devices, as copies or as shares of the model, train to what one device trains to."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -107,19 +108,25 @@ def test_processes_whose_data_differ_are_told_so_before_training_and_equal_ones_
     ]
     for task in (*both, *others):
         check_same_data(task)
-    assert sent[0] == sent[1] and len(set(sent[1:])) == 1 + len(others)
+    assert sent[0] == sent[1] and len({int(value[0]) for value in sent[1:]}) == 1 + len(others)
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.array([sent[0], value, sent[2]]))
-    with pytest.raises(ValueError, match=r"processes \[2\] are not those of process 0 \(this process has 2 of train"):
+    with pytest.raises(
+        ValueError, match=r"The corpus of the processes \[2\] is not that of process 0 .this process has 2"
+    ):
         check_same_data(both[1])
 
 
 def test_processes_that_begin_with_other_files_are_told_so(tmp_path, monkeypatch):
     from jax.experimental import multihost_utils
 
-    sent, task = [], prepared(tmp_path)
+    sent, task, paths = [], prepared(tmp_path), [str(tmp_path / f"{number}.keras") for number in range(3)]
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: sent.append(value) or np.array([value]))
-    for number, content in enumerate((b"weights", b"weights", b"others")):
-        path = tmp_path / f"{number}.keras"
-        path.write_bytes(content)
-        check_same_data(task, [str(path)])
-    assert sent[0] == sent[1] != sent[2]
+    for path, content in zip(paths, (b"weights", b"weights", b"others"), strict=True):
+        pathlib.Path(path).write_bytes(content)
+        check_same_data(task, [path])
+    check_same_data(task, [str(tmp_path / "nothing.keras")])
+    assert (sent[0] == sent[1]).all()
+    for other in sent[2:]:
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda value, other=other: np.array([value, other]))
+        with pytest.raises(ValueError, match=r"0.keras of the processes \[1\] is not that of process 0"):
+            check_same_data(task, [paths[0]])

@@ -102,19 +102,20 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def float_model(corpus, tmp_path_factory):
-    """A float model for the labels of the corpus, as a packed file."""
+    """A float model for the labels of the corpus."""
     folder = tmp_path_factory.mktemp("float")
     task = usm.data.SpeechTask.prepare(usm.data.open_corpus(corpus), cache_dir=folder / "features")
     size = {"num_layers": 1, "dim": 16, "num_heads": 2, "kernel_size": 3, "subsampling_channels": 4, "dropout": 0.0}
-    model = usm.USMForCTC(task.tokenizer.vocab_size, spec_augment=False, **size)
-    return usm.save_packed(model, folder / "float.usm")
+    keras.utils.set_random_seed(0)
+    usm.USMForCTC(task.tokenizer.vocab_size, spec_augment=False, **size).save(folder / "float.keras")
+    return folder / "float.keras"
 
 
 @pytest.fixture(scope="module")
-def jax_alone(corpus, tmp_path_factory):
-    """What one JAX device trains."""
+def jax_alone(corpus, float_model, tmp_path_factory):
+    """What one JAX device trains of the float model."""
     output = tmp_path_factory.mktemp("alone")
-    return finish(output, start(corpus, output, "--engine", "jax", "--no-spec-augment"))
+    return finish(output, start(corpus, output, "--engine", "jax", "--float-model", float_model))
 
 
 def start(corpus, output, *options, before=""):
@@ -131,9 +132,17 @@ def start(corpus, output, *options, before=""):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def start_two(corpus, output, *options, before=""):
+def start_two(corpus, output, float_model, *options, before=""):
     """The two JAX processes of one training."""
-    options = [*options, "--no-spec-augment", "--engine", "jax-multihost", "--coordinator", f"localhost:{free_port()}"]
+    options = [
+        *options,
+        "--float-model",
+        float_model,
+        "--engine",
+        "jax-multihost",
+        "--coordinator",
+        f"localhost:{free_port()}",
+    ]
     options += ["--processes", 2, "--process"]
     return [start(corpus, output, *options, number, before=before) for number in (0, 1)]
 
@@ -185,9 +194,9 @@ on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.dist
 
 
 @on_tensorflow
-def test_mirrored_on_two_devices_and_killed_in_between_fine_tunes_as_one_device(corpus, float_model, tmp_path):
+def test_mirrored_on_two_devices_and_killed_in_between_trains_what_one_device_trains(corpus, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    options = ["--float-model", float_model, "--engine", "mirrored", "--cpu-devices"]
+    options = ["--no-spec-augment", "--engine", "mirrored", "--cpu-devices"]
     processes = start(corpus, one, *options, 1), start(corpus, two, *options, 2, before=COPY)
     alone, together = finish(one, processes[0]), finish(two, processes[1])
     assert_same_training(together, alone)
@@ -205,18 +214,59 @@ def script(monkeypatch, tmp_path):
     return importlib.import_module("train_distributed")
 
 
-def test_a_float_model_is_what_the_compressed_copy_begins_with(script, corpus, float_model):
-    task = script.prepare_data(
-        usm, script.Engine(contextlib.nullcontext(), copies=1),
-        types.SimpleNamespace(data=str(corpus), batch_frames=320, seed=0),
-    )  # fmt: skip
-    args = script.parse_arguments(["--engine", "jax", "--float-model", str(float_model)])
-    model, begin = script.make_model(usm, keras, task, 10, args), usm.load_packed(float_model)
+def test_a_float_model_is_what_the_compressed_copy_begins_with_in_the_scope_of_an_engine(script, corpus, float_model):
+    scope = contextlib.nullcontext()
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        scope = tf.distribute.MirroredStrategy(["/cpu:0"]).scope()
+    args = script.parse_arguments(["--engine", "mirrored", "--data", str(corpus), "--float-model", str(float_model)])
+    task = script.prepare_data(usm, script.Engine(scope, copies=1), args)
+    begin = script.read_float_model(usm, keras, task, args)
+    with scope:
+        model = script.make_model(usm, keras, task.tokenizer.vocab_size, begin, 10, args)
     assert {(layer.active_bits, str(layer.sparsity)) for layer in usm.compressed_layers(model)} == {(4, "2:4")}
     kept = {weight.path.partition("/")[2]: weight for weight in model.weights}
-    for weight in begin.weights:
+    for weight in keras.models.load_model(float_model).weights:
         now = kept[weight.path.partition("/")[2]]
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (now, weight)))
+
+
+def test_a_fine_tuning_has_half_the_rate_and_a_short_warm_up(script, corpus, float_model):
+    options = ["--engine", "mirrored", "--data", str(corpus)]
+    new, old = (script.parse_arguments([*options, *more]) for more in ([], ["--float-model", str(float_model)]))
+    task = script.prepare_data(usm, script.Engine(contextlib.nullcontext(), copies=1), old)
+    begin = script.read_float_model(usm, keras, task, old)
+    peaks = []
+    for args, model in ((new, None), (old, begin)):
+        optimizer = script.make_model(usm, keras, task.tokenizer.vocab_size, model, 100, args).optimizer
+        rates = [float(optimizer._learning_rate(step)) for step in range(100)]
+        peaks.append((int(np.argmax(rates)), round(max(rates), 6)))
+    assert peaks == [(50, 0.002), (10, 0.001)]
+
+
+def test_a_float_model_is_known_by_its_content_and_one_that_is_refused_leaves_the_folder_free(
+    script, corpus, float_model, tmp_path, monkeypatch
+):
+    class Reached(Exception):
+        pass
+
+    def reach(*_):
+        raise Reached
+
+    monkeypatch.setattr(script, "make_model", reach)
+    options = ["--engine", "mirrored", "--data", str(corpus), "--output", str(tmp_path / "run"), *OPTIONS]
+    path = tmp_path / "float.keras"
+    usm.USMForCTC(9, num_layers=1, dim=16, num_heads=2, kernel_size=3).save(path)
+    with pytest.raises(SystemExit, match="other labels"):
+        script.main([*options, "--float-model", str(path)])
+    path.write_bytes(float_model.read_bytes())
+    for same in (path, float_model):
+        with pytest.raises(Reached):
+            script.main([*options, "--float-model", str(same)])
+    usm.USMForCTC(4, num_layers=1, dim=16, num_heads=2, kernel_size=3, spec_augment=False).save(path)
+    with pytest.raises(SystemExit, match="other arguments .float_model [0-9]+, now [0-9]+"):
+        script.main([*options, "--float-model", str(path)])
 
 
 @pytest.mark.parametrize(
@@ -269,12 +319,15 @@ def test_a_tpu_gets_every_recording_in_batches_of_one_shape(script, corpus):
 
 
 @on_jax
-def test_two_jax_processes_killed_with_backups_of_different_epochs_train_what_one_trains(corpus, tmp_path, jax_alone):
-    assert die(tmp_path, *start_two(corpus, tmp_path, before=DIE)) == [2, 1]
-    resumed = start_two(corpus, tmp_path, before=SMALL_CHUNKS)
+def test_two_jax_processes_killed_with_backups_of_different_epochs_train_what_one_trains(
+    corpus, float_model, tmp_path, jax_alone
+):
+    assert die(tmp_path, *start_two(corpus, tmp_path, float_model, before=DIE)) == [2, 1]
+    resumed = start_two(corpus, tmp_path, float_model, before=SMALL_CHUNKS)
     assert_same_training(finish(tmp_path, *resumed), jax_alone)
 
 
 @on_jax
-def test_weights_split_over_two_processes_train_to_those_of_one(corpus, tmp_path, jax_alone):
-    assert_same_training(finish(tmp_path, *start_two(corpus, tmp_path, "--model-parallel", 2)), jax_alone)
+def test_weights_split_over_two_processes_train_to_those_of_one(corpus, float_model, tmp_path, jax_alone):
+    split = start_two(corpus, tmp_path, float_model, "--model-parallel", 2)
+    assert_same_training(finish(tmp_path, *split), jax_alone)
