@@ -149,10 +149,11 @@ def _plan():
     for seed in (0, 1, 2):
         yield from ((2, "2:4", f"{recipe}, distilled", seed) for recipe in ("SR-STE", "four levels"))
         yield (2, "2:4", "SR-STE, learned", seed)
-    for number, settled in enumerate((4, 10, 11)):
+    for number in range(3):
         for cell in itertools.product(BITS, PATTERNS):
             yield (*cell, "paper", number)
             hard = cell[0] == 2 or cell[1] == "1:4"  # of the cells above, dev prefers "distilled" for these
+            settled = ((4, 5, 6) if cell in ((4, "2:4"), (3, None)) else (4, 10, 11))[number]
             yield (*cell, *(("distilled", number) if hard else ("settled", settled)))
 
 

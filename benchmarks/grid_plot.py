@@ -5,8 +5,10 @@ import statistics
 from grid import ARCHIVE_VERSION
 from grid_comparisons import ENOUGH_SEEDS
 from grid_plan import BITS, CONTROL, cell_name
+from grid_sizes import sizes_of
 
-WAYS = {"no training, the best way": "s", "the paper's way": "o", "ours": "^"}
+UNTRAINED, PAPER, OURS = "no training, the best way", "the paper's way", "ours"
+WAYS = {UNTRAINED: "s", PAPER: "o", OURS: "^"}  # and their marks
 TOP = 1.35  # of the plot, as a multiple of the control's error rate: what is worse than that is not shown
 PLACES = ((0, 9), (0, -14), (24, 5), (-24, 5), (24, -10), (-24, -10), (0, 20), (0, -25), (40, 14), (-40, 14))
 
@@ -24,18 +26,20 @@ def points(cells, best, untrained):
         FP32), `errors` (dev, %, one for each seed), `old` (the archive is of an earlier version).
     """
     found = []
-    for (bits, pattern), cell in untrained.items():
-        if files := cell["chosen"].get("files"):
-            size = 100 * files["bytes"]["archive"] / files["bytes"]["float32"]
-            way, errors = next(iter(WAYS)), [100 * files["archive_dev_wer"]]
-            found.append({"cell": (bits, pattern), "way": way, "share": size, "errors": errors, "old": False})
-    for key, rows in cells.items():
-        row = max(rows, key=lambda row: row.get("archive_version", 0))
-        way = {"paper": "the paper's way"}.get(key[2], "ours" if key == best(*key[:2]) else None)
-        point = {"cell": key[:2], "way": way, "share": 100 * row["bytes"]["archive"] / row["bytes"]["float32"]}
-        point |= {"errors": [100 * row["dev_wer"] for row in rows]}
-        found.append({**point, "old": row.get("archive_version", 0) < ARCHIVE_VERSION})
+    for cell, result in untrained.items():
+        if "bytes" in result["chosen"]:
+            found.append(point_of(cell, UNTRAINED, result["chosen"], [result["chosen"]["dev_wer"]]))
+    for (*cell, recipe), rows in cells.items():
+        way = PAPER if recipe == "paper" else OURS if best(*cell) == (*cell, recipe) else None
+        found.append(point_of(tuple(cell), way, sizes_of(rows), [row["dev_wer"] for row in rows]))
     return [point for point in found if point["cell"][0] is not None]  # float models are off to the right
+
+
+def point_of(cell, way, files, errors):
+    """One point of the plot."""
+    share = 100 * files["bytes"]["archive"] / files["bytes"]["float32"]
+    old = files["archive_version"] != ARCHIVE_VERSION
+    return {"cell": cell, "way": way, "share": share, "errors": [100 * error for error in errors], "old": old}
 
 
 def plot(path, corpus, cells, best, untrained):
@@ -56,7 +60,8 @@ def plot(path, corpus, cells, best, untrained):
     control = statistics.mean(100 * row["dev_wer"] for row in cells[CONTROL])
     axes.axhline(control, color="black", linewidth=0.8, label="float, fine-tuned as long")
     axes.axvline(9.4, color="grey", linestyle=":", label="the paper's size, 9.4 %")
-    shown = [point for point in points(cells, best, untrained) if statistics.mean(point["errors"]) < TOP * control]
+    found = points(cells, best, untrained)
+    shown = [point for point in found if statistics.mean(point["errors"]) < TOP * control]
     for point in shown:
         draw(axes, point)
     for way, mark in WAYS.items():
@@ -66,7 +71,7 @@ def plot(path, corpus, cells, best, untrained):
     for bits in BITS[1:]:
         axes.plot([], [], "D", color=f"C{bits}", label=f"int{bits}")
     axes.set(xscale="log", xlabel="archive, % of FP32 (whole file; †: an earlier, larger version of it)")
-    axes.set(ylabel="dev WER, %", title=corpus)
+    axes.set(ylabel="dev WER, %", title=f"{corpus}; {len(found) - len(shown)} of {len(found)} points are higher up")
     axes.set_xticks([4, 5, 6, 7, 8, 10, 12, 15, 20, 25], minor=False)
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -82,10 +87,10 @@ def draw(axes, point):
     if point["way"] is None:
         axes.plot(point["share"], error, ".", color=colour, alpha=0.35, markersize=5)
         return
-    full = len(point["errors"]) >= ENOUGH_SEEDS or point["way"] == next(iter(WAYS))
+    full = len(point["errors"]) >= ENOUGH_SEEDS or point["way"] == UNTRAINED
     mark = WAYS[point["way"]]
     axes.plot(point["share"], error, mark, color=colour, markerfacecolor=colour if full else "white", markersize=7)
-    if point["way"] == "ours":
+    if point["way"] == OURS:
         axes.plot([point["share"]] * 2, [min(point["errors"]), max(point["errors"])], color=colour, linewidth=0.8)
 
 
@@ -93,7 +98,7 @@ def label(figure, axes, shown):
     """Name the cells at "ours", each where it hides neither another name nor a mark."""
     renderer, taken = figure.canvas.get_renderer(), [axes.get_legend().get_window_extent()]
     marks = [axes.transData.transform((p["share"], statistics.mean(p["errors"]))) for p in shown if p["way"]]
-    ours = [point for point in shown if point["way"] == "ours"]
+    ours = [point for point in shown if point["way"] == OURS]
     for point in sorted(ours, key=lambda point: point["share"]):
         name = cell_name(*point["cell"]).removesuffix(" dense") + " †" * point["old"]
         weight = "bold" if point["cell"] in ((4, "2:4"), (3, None)) else "normal"  # of the same bits per weight

@@ -1,9 +1,16 @@
-"""The sizes of the grid's files, of every way to compress a cell. Used by `grid_tables.py`."""
+"""The sizes of the grid's files, of every way to compress a cell. Used by `grid_tables.py` and `grid_plot.py`."""
 
 from grid import ARCHIVE_VERSION
 from grid_plan import cell_name
 
 KINDS = ("packed", "archive", "smallest", "tflite")
+
+
+def sizes_of(rows):
+    """The bytes of the files of one of several seeds, of one whose archive is of today's version if there is any."""
+    row = max(rows, key=lambda row: row.get("archive_version", 0))
+    version = row.get("archive_version", 2)
+    return {"bytes": row["bytes"], "archive_version": version, "bits_per_weight": row["bits_per_weight"]}
 
 
 def size_lines(table):
@@ -16,30 +23,27 @@ def size_lines(table):
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     for cell in table:
-        lines += [
-            f"| {' | '.join([cell_name(cell['bits'], cell['pattern']), name, *columns(*files)])} |"
-            for name, files in ways(cell).items()
-        ]
+        name = cell_name(cell["bits"], cell["pattern"])
+        lines += [f"| {' | '.join([name, title, *columns(way)])} |" for title, way in ways(cell).items()]
     return lines
 
 
 def ways(cell):
-    """Return `{name of a way: (bits per weight, bytes, whether its archive is of today's version)}` of one cell."""
-    untrained, found = cell["untrained"] or {}, {}
+    """Return `{title: what has bytes, bits_per_weight and archive_version}` of one cell of the table."""
+    found = {}
     for kind in ("plain", "chosen"):
-        files = untrained.get(kind, {}).get("files")
-        if files:
-            name = f"no training, {untrained[kind]['way']}"
-            found[name] = (files["bits_per_weight"], files["bytes"], True)
+        way = (cell["untrained"] or {}).get(kind, {})
+        if "bytes" in way:  # earlier results have none
+            found[f"no training, {way['way']}"] = way
     for way in (cell.get("paper"), cell.get("ours")):
         if way:
-            name = "the paper's way" if way["recipe"] == "paper" else way["recipe"]
-            found[name] = (way["bits_per_weight"], way["bytes"], way["archive_version"] == ARCHIVE_VERSION)
+            found["the paper's way" if way["recipe"] == "paper" else way["recipe"]] = way
     return found
 
 
-def columns(bits_per_weight, sizes, new):
-    """One way, as cells of the table."""
+def columns(way):
+    """Bits per weight and files of one way, as cells of the table."""
+    sizes = way["bytes"]
     found = [f"{sizes[kind]:,} ({sizes[kind] / sizes['float32']:.1%})" if kind in sizes else "-" for kind in KINDS]
-    found[1] += "" if new else " †"
-    return [f"{bits_per_weight:.2f}", *found]
+    found[1] += "" if way["archive_version"] == ARCHIVE_VERSION else " †"
+    return [f"{way['bits_per_weight']:.2f}", *found]

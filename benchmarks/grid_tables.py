@@ -17,7 +17,7 @@ from grid import RESULTS, ROOT, SMALLEST, read_rows
 from grid_comparisons import ENOUGH_SEEDS, budget, change_of, comparison_lines, comparisons, described_change
 from grid_plan import BITS, CONTROL, PATTERNS, cell_name, file_name, run_name
 from grid_plot import plot
-from grid_sizes import size_lines
+from grid_sizes import size_lines, sizes_of
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ABLATED = ((2, None), (4, "1:4"), (2, "2:4"), (4, "2:4"))  # the hard points, and the paper's own
@@ -50,13 +50,6 @@ def control_of(row, cells):
         return CONTROL
     same = [key for key, rows in cells.items() if key[:2] == CONTROL[:2] and budget(rows[0]) == budget(row)]
     return CONTROL if CONTROL in same or not same else same[0]
-
-
-def sizes_of(rows):
-    """The bytes of the files of one of several seeds, of one whose archive is of today's version if there is any."""
-    row = max(rows, key=lambda row: row.get("archive_version", 0))
-    version = row.get("archive_version", 2)
-    return {"bytes": row["bytes"], "archive_version": version, "bits_per_weight": row["bits_per_weight"]}
 
 
 def mean(values):

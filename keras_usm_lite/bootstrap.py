@@ -61,10 +61,12 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
         q = Phi(sqrt(n / (n - 1)) t_(n-1)(2.5 %))
 
     is 2.5 % for many, and less for few, as from few the spread is known less well and comes out too small ("expanded
-    percentile interval"). The p-value is twice the share of draws on the rarer side of no change,
-    `(1 + min(#{change <= 0}, #{change >= 0})) / (1 + draws)`, corrected the same way. Utterances are taken to be
-    independent; if few speakers said many utterances each, the truth is less sure than the interval says. With
-    `groups`, whole groups are drawn instead, as many as there are, and `n` is their number.
+    percentile interval"). Of five or fewer no interval is wide enough: that from the lowest to the highest draw, which
+    is then given, holds the truth in at most 94, 87, 75 and 50 % of cases for 5, 4, 3 and 2. The p-value is twice the
+    share of draws on the rarer side of no change, `(1 + min(#{change <= 0}, #{change >= 0})) / (1 + draws)`, corrected
+    the same way. Utterances are taken to be independent; if few speakers said many utterances each, the truth is less
+    sure than the interval says. With `groups`, whole groups are drawn instead, as many as there are, and `n` is their
+    number.
 
     An interval of "given" trainings says how other utterances would judge these very models. What the recipe does with
     other seeds is another question: for that each draw takes trainings, too, with replacement. As drawing `n` of `n`

@@ -121,12 +121,20 @@ def test_an_interval_over_six_speakers_covers_the_truth_about_as_often_as_it_say
     assert 0.90 <= np.mean(covered) <= 0.99  # of the plain 2.5 and 97.5 % quantiles 0.87 do
 
 
-def test_interval_and_p_value_of_few_groups_say_the_same():
-    speakers = np.repeat(np.arange(5), 20)
-    for better in range(10, 21):
-        a, b = np.ones(100), np.concatenate([np.arange(20) < better + k for k in (-3, -1, 0, 0, 4)])
-        result = paired_bootstrap(["yes"] * 100, hypotheses(a), hypotheses(b), groups=speakers)
-        assert (result.p_value < 0.05) == (not result.low <= 0 <= result.high)
+@pytest.mark.parametrize(
+    ("fewer", "sure"),
+    [
+        ([5, 4, 2, 1, -1], False),  # 1.5 % of the draws are no better: plain quantiles of 2.5 % would leave zero out
+        ([4, 3, 2, 2, -1], False),  # 0.7 %
+        ([5, 4, 3, 1, -2], False),  # 3.6 %
+        ([5, 4, 3, 3, 4], True),
+    ],
+)
+def test_interval_and_p_value_of_few_groups_agree(fewer, sure):
+    speakers, place = np.repeat(np.arange(5), 20), np.tile(np.arange(20), 5)
+    a, b = place < 10, place < 10 - np.repeat(fewer, 20)
+    result = paired_bootstrap(["yes"] * 100, hypotheses(a), hypotheses(b), groups=speakers)
+    assert (result.p_value < 0.05) == (not result.low <= 0 <= result.high) == sure
 
 
 def test_groups_of_one_utterance_each_change_nothing():
