@@ -12,12 +12,15 @@ from grid import ARCHIVE_VERSION, RESULTS, ROOT
 from grid_comparisons import ENOUGH_SEEDS, described_change
 from grid_plan import cell_name
 
-CELLS = ((None, None), (4, "2:4"), (4, "1:4"), (3, None), (3, "1:4"), (2, None), (2, "2:4"))
+CELLS = (
+    (None, None), (4, "4:8"), (4, "2:4"), (4, "1:4"), (3, None), (3, "4:8"), (3, "1:4"), (2, None), (2, "2:4"),
+)  # fmt: skip
 SHORT = {  # what README.md shows of a cell: recipe, and whether it is read from the smallest archive
     (None, None): {("paper", False)},
     (4, "2:4"): {("paper", False), ("settled", False), ("gentle", False)},
     (4, "1:4"): {("paper", False), ("distilled", True)},
     (3, None): {("settled", False), ("distilled", False)},
+    (3, "4:8"): {("settled", False)},
     (2, None): {("paper", False), ("learned", False), ("learned, distilled", False)},
     (2, "2:4"): {("paper", False), ("four levels", False), ("learned, distilled", True)},
 }
@@ -63,6 +66,17 @@ def row(name, way, small, columns):
     return f"| {' | '.join(cells)} |"
 
 
+def untrained_row(name, cell, columns):
+    """What a cell has without training, against the float model that was compressed, as a line of the table."""
+    best, plain = cell["chosen"], cell["plain"]["wer"]
+    found = {"test WER": f"{best['wer']:.2%} ({plain:.2%})"}
+    if "bytes" in best:
+        found["archive"] = archive(best, False)
+    if "interval" in best:  # it says something else than the float model
+        found["change, same seeds"] = described_change(best)
+    return f"| {name}, no training | | {' | '.join(found.get(column, '') for column in columns)} |"
+
+
 def ways_of(cell):
     """Yield what was trained in a cell: each recipe with enough seeds, then the same from its smallest archive."""
     for way in (cell.get("paper"), cell.get("ours"), *cell.get("others", ())):
@@ -78,8 +92,7 @@ def lines_of(table, columns=tuple(COLUMNS), chosen=None):
     for key in CELLS if chosen is None else chosen:
         cell, name = found[key], cell_name(*key).removesuffix(" dense")
         if name != "float":
-            best, plain = (cell["untrained"][kind]["wer"] for kind in ("chosen", "plain"))
-            lines.append(f"| {name}, no training | | {best:.2%} ({plain:.2%}) |{' |' * (len(columns) - 1)}")
+            lines.append(untrained_row(name, cell["untrained"], columns))
         for way, small in ways_of(cell):
             if chosen is None or (way["recipe"], small) in chosen[key]:
                 lines.append(row(name, way, small, columns))
