@@ -214,6 +214,20 @@ def script(monkeypatch, tmp_path):
     return importlib.import_module("train_distributed")
 
 
+@pytest.fixture
+def until_model(script, monkeypatch):
+    """The exception with which the script ends where it would make the model."""
+
+    class Reached(Exception):
+        pass
+
+    def reach(*_):
+        raise Reached
+
+    monkeypatch.setattr(script, "make_model", reach)
+    return Reached
+
+
 def test_a_float_model_is_what_the_compressed_copy_begins_with_in_the_scope_of_an_engine(script, corpus, float_model):
     scope = contextlib.nullcontext()
     if keras.backend.backend() == "tensorflow":
@@ -246,15 +260,8 @@ def test_a_fine_tuning_has_half_the_rate_and_a_short_warm_up(script, corpus, flo
 
 
 def test_a_float_model_is_known_by_its_content_and_one_that_is_refused_leaves_the_folder_free(
-    script, corpus, float_model, tmp_path, monkeypatch
+    script, corpus, float_model, tmp_path, until_model
 ):
-    class Reached(Exception):
-        pass
-
-    def reach(*_):
-        raise Reached
-
-    monkeypatch.setattr(script, "make_model", reach)
     options = ["--engine", "mirrored", "--data", str(corpus), "--output", str(tmp_path / "run"), *OPTIONS]
     path = tmp_path / "float.keras"
     usm.USMForCTC(9, num_layers=1, dim=16, num_heads=2, kernel_size=3).save(path)
@@ -262,7 +269,7 @@ def test_a_float_model_is_known_by_its_content_and_one_that_is_refused_leaves_th
         script.main([*options, "--float-model", str(path)])
     path.write_bytes(float_model.read_bytes())
     for same in (path, float_model):
-        with pytest.raises(Reached):
+        with pytest.raises(until_model):
             script.main([*options, "--float-model", str(same)])
     usm.USMForCTC(4, num_layers=1, dim=16, num_heads=2, kernel_size=3, spec_augment=False).save(path)
     with pytest.raises(SystemExit, match="other arguments .float_model [0-9]+, now [0-9]+"):
@@ -285,18 +292,11 @@ def test_a_float_model_that_is_not_there_or_asked_to_be_another_is_refused(scrip
 
 @on_tensorflow
 def test_a_finished_run_is_left_alone_and_one_with_other_arguments_is_not_continued(
-    script, corpus, tmp_path, monkeypatch
+    script, corpus, tmp_path, until_model
 ):
-    class Reached(Exception):
-        pass
-
-    def reach(*_):
-        raise Reached
-
-    monkeypatch.setattr(script, "make_model", reach)
     options = ["--engine", "mirrored", "--data", str(corpus), "--output", str(tmp_path / "run"), *OPTIONS]
     for _ in range(2):
-        with pytest.raises(Reached):
+        with pytest.raises(until_model):
             script.main(options)
     with pytest.raises(SystemExit, match="other arguments .learning_rate 0.002, now 0.001"):
         script.main([*options, "--learning-rate", "0.001"])
