@@ -1,4 +1,4 @@
-"""The float recogniser that a fine-tuning starts from: read, held against the data, and compressed."""
+"""The float recogniser that a fine-tuning starts from: read, and held against the data."""
 
 import os
 
