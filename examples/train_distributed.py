@@ -130,7 +130,8 @@ def jax(args):
     else:
         mesh = keras.distribution.DeviceMesh((len(devices) // split, split), ["batch", "model"], devices)
         distribution = keras.distribution.ModelParallel(layout_map=conformer_layout(mesh), auto_shard_dataset=False)
-    keras.distribution.set_distribution(distribution)
+    if len(devices) > 1:  # with one, Keras would compile the step anew whenever something has moved to "all" devices
+        keras.distribution.set_distribution(distribution)
     # Processes that hold parts of the same copy read the same part of the data.
     count = min(distribution.num_model_replicas, distribution.num_processes)
     return Engine(

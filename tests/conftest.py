@@ -4,12 +4,19 @@ import contextlib
 import gc
 import resource
 
+import keras
 import pytest
 from hypothesis import settings
 
 gc.set_threshold(200_000, 20, 100)  # a session holds millions of graph nodes; looking through them takes its time
 settings.register_profile("no deadline", deadline=None)  # the first example of a test pays for compiling
 settings.load_profile("no deadline")
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    # Graphs here run for a few steps, which earn back none of the time that optimizing them takes.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 LONGEST = (
     "test_train_distributed.py",

@@ -37,9 +37,17 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("quantization", "sparsity"), PAIRS)
-def test_outputs_suffer_less_than_with_magnitude_and_rounding(quantization, sparsity):
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+def pruned(request):
+    """`(quantization, sparsity, float model, compressed by one_shot, what it reports)`, to be read only."""
+    quantization, sparsity = request.param
     model = network()
+    small = usm.compress(model, {".": (quantization, sparsity)})
+    return quantization, sparsity, model, small, usm.one_shot(small, INPUTS)
+
+
+def test_outputs_suffer_less_than_with_magnitude_and_rounding(pruned):
+    quantization, sparsity, model, clever, errors = pruned
     expected = array(model(HELD_OUT))
 
     def error(small):
@@ -48,16 +56,12 @@ def test_outputs_suffer_less_than_with_magnitude_and_rounding(quantization, spar
     plain = usm.compress(model, {".": (quantization, sparsity)})
     if sparsity is not None:
         usm.update_masks(plain)
-    clever = usm.compress(model, {".": (quantization, sparsity)})
-    errors = usm.one_shot(clever, INPUTS)
     assert len(errors) == 6 and all(0 < value < 1 for value in errors.values())
     assert error(clever) < 0.8 * error(plain)
 
 
-@pytest.mark.parametrize(("quantization", "sparsity"), PAIRS)
-def test_the_pattern_is_obeyed_and_the_file_holds_what_was_chosen(quantization, sparsity, tmp_path):
-    small = usm.compress(network(), {".": (quantization, sparsity)})
-    usm.one_shot(small, INPUTS)
+def test_the_pattern_is_obeyed_and_the_file_holds_what_was_chosen(pruned, tmp_path):
+    quantization, sparsity, _, small, _ = pruned
     for layer in usm.compressed_layers(small):
         if sparsity is not None:
             assert int(nm_violations(layer.effective_kernel(), layer.sparsity.n, layer.sparsity.m)) == 0
