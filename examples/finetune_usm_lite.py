@@ -208,7 +208,8 @@ def main(arguments=None):
     corpus = usm.data.open_corpus(args.data) if args.data else usm.data.default_corpus()
     task = usm.data.SpeechTask.prepare(corpus, batch_frames=args.batch_frames, seed=args.seed, on_bad=args.on_bad)
     given = load_float_model(task, args.float_model) if args.float_model else None  # or refused, before all else
-    remember_arguments(args, corpus, FREE_ARGUMENTS, files=("float_model",))
+    batches = len(task.batches["train"])  # fewer if recordings have gone, and then the schedules no longer fit
+    remember_arguments(args, corpus, FREE_ARGUMENTS, files=("float_model", "pretrained"), batches_per_epoch=batches)
     left_out = {split: [dataclasses.asdict(row) for row in rows] for split, rows in task.problems.items()}
     write_json(os.path.join(args.output, "left_out.json"), left_out)
 

@@ -19,20 +19,28 @@ def load_float_model(task, path):
     model = usm.load_packed(path) if path.endswith(".usm") else keras.models.load_model(path, compile=False)
     if usm.compressed_layers(model):
         raise SystemExit(f"{path} is compressed already. Give the float model that it was made of.")
-    check_labels(usm, task, model, os.path.join(os.path.dirname(path), "tokenizer.json"))
+    check_fit(usm, task, model, path)
     return model
 
 
-def check_labels(usm, task, model, path):
-    """Stop if a model was trained for other labels than the corpus has: it would only seem to recognise something.
+def check_fit(usm, task, model, path):
+    """Stop if a model was trained for other features or labels than the corpus has.
 
-    `path` is where its tokenizer lies, if it was kept; without it only the number of labels can be compared.
+    With other labels it would only seem to recognise something. Without a `tokenizer.json` beside `path`, the file of
+    the model, only their number can be compared.
     """
+    bins = getattr(model, "num_mel_bins", task.frontend.num_mel_bins)
+    if bins != task.frontend.num_mel_bins:
+        raise SystemExit(
+            f"{path} takes features of {bins} mel bins, the data has {task.frontend.num_mel_bins}. Give a model of "
+            "USMForCTC's default num_mel_bins."
+        )
+    path = os.path.join(os.path.dirname(path), "tokenizer.json")
     tokenizer = usm.load_tokenizer(path) if os.path.exists(path) else task.tokenizer
     classes = model.compute_output_shape((1, 100, task.frontend.num_mel_bins))[-1]
     same = isinstance(tokenizer, type(task.tokenizer)) and tokenizer.vocabulary == task.tokenizer.vocabulary
     if not same or classes != task.tokenizer.vocab_size:
         raise SystemExit(
-            f"The float model was trained for other labels than {task.corpus.name} has ({classes} and "
-            f"{task.tokenizer.vocab_size} with the blank). Give the corpus it was trained on, or train anew."
+            f"The model was trained for other labels than {task.corpus.name} has ({classes} and "
+            f"{task.tokenizer.vocab_size} with the blank). Give the corpus it was trained with, or train anew."
         )

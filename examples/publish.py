@@ -14,6 +14,7 @@ import json
 import os
 
 from finetune_report import describe_split
+from float_model import check_fit
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -91,15 +92,10 @@ def open_model(usm, path):
     return usm.load_packed(path) if path.endswith(".usm") else keras.models.load_model(path, compile=False)
 
 
-def open_task(usm, model, data):
+def open_task(usm, model, args):
     """Return the task of a corpus; stop if the model was not trained for it."""
-    task = usm.data.SpeechTask.prepare(usm.data.open_corpus(data))
-    classes = model.compute_output_shape((1, 100, task.frontend.num_mel_bins))[-1]
-    if classes != task.tokenizer.vocab_size:
-        raise SystemExit(
-            f"The model tells {classes} classes apart, {data} has {task.tokenizer.vocab_size} with the blank; give the "
-            "corpus the model was trained with."
-        )
+    task = usm.data.SpeechTask.prepare(usm.data.open_corpus(args.data))
+    check_fit(usm, task, model, args.model)
     return task
 
 
@@ -186,7 +182,7 @@ def main(arguments=None):
     from keras_usm_lite.data.corpora.cache import replacing_folder
 
     model = open_model(usm, args.model)
-    task = open_task(usm, model, args.data)
+    task = open_task(usm, model, args)
     with replacing_folder(os.path.join(args.folder, args.name)) as folder:
         text = describe(usm, args, model, task, folder)
         total = sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder))

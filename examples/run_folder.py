@@ -11,7 +11,7 @@ def write_json(path, content):
     os.replace(path + ".part", path)
 
 
-def remember_arguments(args, corpus, free, files=()):
+def remember_arguments(args, corpus, free, files=(), **found):
     """Refuse to continue a run with other arguments or on another corpus: it would end as neither would.
 
     Args:
@@ -19,13 +19,14 @@ def remember_arguments(args, corpus, free, files=()):
         corpus: the corpus the run works on.
         free: names of the arguments that may change between calls.
         files: names of arguments that are paths, of which only what is in the file matters.
+        **found: what else must be as it was, though no argument says it.
     """
     from keras_usm_lite.data.feature_cache import file_crc32
 
     path = os.path.join(args.output, "arguments.json")
     asked = {name: value for name, value in vars(args).items() if name not in free}
     asked |= {"corpus": corpus.name, "manifests": corpus.fingerprint()}
-    asked |= {name: getattr(args, name) and file_crc32(getattr(args, name)) for name in files}
+    asked |= found | {name: getattr(args, name) and file_crc32(getattr(args, name)) for name in files}
     if os.path.exists(path):
         with open(path) as file:
             before = json.load(file)

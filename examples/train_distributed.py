@@ -23,7 +23,8 @@ from float_model import load_float_model
 from run_folder import remember_arguments
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# What may differ when a run is continued: where things are, and how many devices or processes share the work.
+# What may differ when a run is continued: where things are, and how many devices or processes share the work, if they
+# make as many batches of it.
 FREE_ARGUMENTS = (
     "data", "output", "tpu", "coordinator", "process", "processes", "model_parallel", "cpu_devices",
 )  # fmt: skip
@@ -275,7 +276,8 @@ def main(arguments=None):
         check_same_data(task, [args.float_model] if args.float_model else [])
     float_model = read_float_model(usm, keras, task, args)
     if engine.process == 0:
-        remember_arguments(args, task.corpus, FREE_ARGUMENTS, files=("float_model",))
+        batches = len(task.batches["train"])  # rate and masks follow the step; another number of devices may change it
+        remember_arguments(args, task.corpus, FREE_ARGUMENTS, files=("float_model",), batches_per_epoch=batches)
     train, dev = task.batches["train"], task.batches["dev"]
     steps = args.epochs * len(train)
     with engine.scope:

@@ -69,9 +69,14 @@ def paired_bootstrap(references, hypotheses_a, hypotheses_b, draws=10000, seed=0
     number.
 
     An interval of "given" trainings says how other utterances would judge these very models. What the recipe does with
-    other seeds is another question: for that each draw takes trainings, too, with replacement. As drawing `n` of `n`
-    spreads by `(n - 1) / n` too little, the errors of training `i` count as `mean + sqrt(n / (n - 1)) (e_i - mean)`.
-    With three or four trainings the interval is too short still, as theirs is a guess at the spread.
+    other seeds is another question: for that each draw takes trainings, too, with replacement. As the variance of `n`
+    drawn of `n` is `(n - 1) / n` times what it should be, the errors of training `i` are multiplied by
+
+        c (E_i / mean E)^(sqrt(n / (n - 1)) - 1)
+
+    where `E_i` is their sum and `c` keeps the mean: error rates that differ by little then differ `sqrt(n / (n - 1))`
+    times as much, and none becomes negative. With three or four trainings the interval is too short still, as theirs
+    is a guess at the spread.
 
     Source: M. Bisani and H. Ney, "Bootstrap estimates for confidence intervals in ASR performance
     evaluation", ICASSP 2004; for few groups T. Hesterberg, "What teachers should know about the bootstrap",
@@ -188,8 +193,11 @@ def _spread(errors, trainings):
     """Returns what is drawn from: the sum of given trainings, else each, as far apart as the variance asks for."""
     if trainings == "given":
         return errors.sum(axis=0, keepdims=True)
-    mean, number = errors.mean(axis=0), len(errors)
-    return mean + np.sqrt(number / (number - 1)) * (errors - mean)
+    totals, number = errors.sum(axis=1, keepdims=True), len(errors)
+    if not totals.any():
+        return errors
+    spread = errors * (totals / totals.mean()) ** (np.sqrt(number / (number - 1)) - 1)
+    return spread * (errors.sum() / spread.sum())
 
 
 def _by_group(errors, groups):

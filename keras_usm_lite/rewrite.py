@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import tempfile
 
 import keras
 from keras import ops
@@ -182,7 +184,8 @@ class _Rewriter:
             if build_config and not new.built:
                 build_again(new, build_config, layer_path(old))
             new.set_weights(old.get_weights())
-            _finish_normalization(new)
+            finish_normalization(new)
+            _copy_assets(old, new)
         except Exception as error:
             raise _cannot_copy(old, error) from error
         self._exchange_below(old, new)
@@ -215,11 +218,21 @@ class _Rewriter:
         return new
 
 
-def _finish_normalization(layer):
+def finish_normalization(layer):
     """Let `Normalization` layers work out from their weights what they multiply by, as Keras does after loading."""
     for found in walk_layers(layer):
         if isinstance(found, keras.layers.Normalization):
             found.finalize_state()
+
+
+def _copy_assets(old, new):
+    """Give a copy what its layers keep in files beside their weights: the vocabulary a lookup has learned."""
+    for one, other in zip(walk_layers(old), walk_layers(new), strict=True):
+        if hasattr(one, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                one.save_assets(folder)
+                if os.listdir(folder):
+                    other.load_assets(folder)
 
 
 def _clone(model, clone):

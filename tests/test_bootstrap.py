@@ -200,3 +200,18 @@ def test_drawing_trainings_that_are_all_the_same_changes_little():
 def test_trainings_that_cannot_be_drawn_are_refused(number_a, number_b, how, message):
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(["yes"] * 4, [["no"] * 4] * number_a, [["yes"] * 4] * number_b, 10, trainings=how)
+
+
+def test_one_training_that_went_wrong_gives_no_impossible_change():
+    """Of 100 words, the trainings get 5 or 10 wrong, but one of them all of them."""
+    better, well, badly = (hypotheses(np.arange(100) < wrong) for wrong in (5, 10, 100))
+    cases = [([well, badly], [well, better]), ([well, well, badly], [well] * 3)]
+    for a, b in [*cases, *((b, a) for a, b in cases)]:
+        for trainings in ("paired", "independent"):
+            result = paired_bootstrap(["yes"] * 100, a, b, 2000, trainings=trainings)
+            assert -1 <= result.low <= result.relative_change <= result.high
+
+
+def test_trainings_without_errors_can_be_drawn():
+    result = paired_bootstrap(["yes"] * 9, [["no"] * 9] * 2, [["yes"] * 9] * 2, 100, trainings="paired")
+    assert (result.low, result.high) == (-1, -1)

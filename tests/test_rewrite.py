@@ -361,3 +361,11 @@ def test_training_a_copy_leaves_the_original_alive():
     np.testing.assert_array_equal(model.predict(X, verbose=0), before)
     model.compile("sgd", "mse")
     assert np.isfinite(model.evaluate(X, X, verbose=0)) and np.isfinite(model.fit(X, X, verbose=0).history["loss"][0])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="lookups are layers of TensorFlow")
+def test_a_lookup_keeps_the_vocabulary_that_it_learned():
+    lookup, numbers = keras.layers.IntegerLookup(), np.array([[7, 8, 9, 8]])
+    lookup.adapt(numbers)
+    model = keras.Sequential([keras.Input((4,), dtype="int64"), lookup, keras.layers.Embedding(6, 4)])
+    np.testing.assert_array_equal(rewrite(model, lambda layer: None)(numbers), model(numbers))

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_usm_lite.data.manifest import replacing
 
+LOUDEST = 100  # times full scale; a loud mix overshoots by a few times
 SLOWEST, FASTEST = 1000, 1_000_000  # samples per second; beyond lie damaged headers, whose filters fill the memory
 
 
@@ -36,7 +37,7 @@ def load_audio(path, sample_rate=16000):
 
     Raises:
         AudioError: The file is missing, unreadable or empty, has an impossible sampling rate, or holds samples that
-            are not finite.
+            are not finite or far beyond full scale.
 
     Example:
     >>> import os, tempfile
@@ -56,9 +57,14 @@ def load_audio(path, sample_rate=16000):
         )
     audio = samples.mean(axis=1, dtype=np.float32)
     if not len(audio):
-        raise AudioError(f"{path}: the file holds no samples; remove it.")
+        raise AudioError(f"{path}: the file holds no samples, or its header says so; repair or remove it.")
     if not np.isfinite(audio).all():
         raise AudioError(f"{path}: the file holds NaN or infinite samples; repair or remove it.")
+    if np.abs(audio).max() > LOUDEST:
+        raise AudioError(
+            f"{path}: it holds samples up to {np.abs(audio).max():g}, full scale is 1; they seem to be integers that "
+            "were written as floats. Divide them by the full scale, such as 32768, or remove the file."
+        )
     if rate != sample_rate:
         from scipy.signal import resample_poly
 

@@ -67,12 +67,12 @@ class SpeechTask:
         """Read the manifests, check every row, compute the features once (cached on disk) and plan the batches.
 
         A row is bad if `check_utterances` says so, or if its recording holds no samples, cannot be decoded, is shorter
-        than a frame of the front end, or gives CTC fewer output frames than its text needs. Texts of "test" are not
-        checked: what the tokenizer cannot spell counts as an error of the recogniser. Texts are taken as they stand; a
-        warning says if there are some that `normalize_text` would change.
+        than a frame of the front end, or gives CTC fewer output frames than its text needs. Texts of "test" and of any
+        "test-..." are not checked: what the tokenizer cannot spell counts as an error of the recogniser. Texts are
+        taken as they stand; a warning says if there are some that `normalize_text` would change.
 
         Args:
-            corpus: a `Corpus` with splits "train", "dev" and "test".
+            corpus: a `Corpus` with splits "train", "dev" and "test", perhaps more such as "test-other".
             frontend: a `LogMel` layer, the default one if None; or any layer from audio `[1, samples]` to features
                 `[1, frames, bins]` with `sample_rate`, `fft_length`, `num_frames(samples)` and a `get_config()` that
                 changes with the features.
@@ -82,8 +82,8 @@ class SpeechTask:
             on_bad: "skip" leaves bad rows out and warns once, with their number and the first few; "raise" raises, for
                 rows that can be judged without reading audio before any is read.
             subsampling: frames of features per output frame of the model; 4 in `USMForCTC`.
-            **batching: further arguments of the `SpeechBatches` of "train" and "dev": `shard`, `batch_multiple`,
-                `num_buckets`. "test" is always whole.
+            **batching: further arguments of the `SpeechBatches`, but of those for testing, which are always whole:
+                `shard`, `batch_multiple`, `num_buckets`.
 
         Returns:
             A `SpeechTask`.
@@ -101,7 +101,7 @@ class SpeechTask:
         total = sum(map(len, rows.values()))
         tokenizer_class = WordTokenizer if corpus.tokens == "word" else CharTokenizer
         tokenizer = tokenizer_class.from_texts([utterance.text for utterance in rows["train"]])
-        encoders = {split: tokenizer.encode if split != "test" else None for split in rows}
+        encoders = {split: None if _is_test(split) else tokenizer.encode for split in rows}
         _warn_of_unusual_texts([utterance.text for split in rows.values() for utterance in split])
         _warn_of_shared_recordings(rows)
         folder = cache_dir if cache_dir is not None else os.path.join(cache_home(), "features")
@@ -129,7 +129,7 @@ class SpeechTask:
                 batch_frames=batch_frames if training else 4 * batch_frames,
                 shuffle=training,
                 seed=seed,
-                **(batching if split != "test" else {}),
+                **({} if _is_test(split) else batching),
             )
         report_problems(_all(problems), total, on_bad)
         return cls(corpus, tokenizer, frontend, utterances, batches, problems)
@@ -221,7 +221,7 @@ def _warn_of_unusual_texts(texts):
 
 def _warn_of_shared_recordings(rows):
     known = {row.path for row in rows["train"]}
-    for split in ("dev", "test"):
+    for split in sorted(rows.keys() - {"train"}):
         shared = [row.path for row in rows[split] if row.path in known]
         if shared:
             warnings.warn(
@@ -229,6 +229,10 @@ def _warn_of_shared_recordings(rows):
                 f"{split} are partly of speech that was heard before; take them out of one of the manifests.",
                 stacklevel=3,
             )
+
+
+def _is_test(split):
+    return split == "test" or split.startswith("test-")
 
 
 def _sift(path, rows, reasons, problems):

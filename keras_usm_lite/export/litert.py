@@ -1,6 +1,7 @@
 """`export_litert`: a `.tflite` file whose kernels are the integers that were trained."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -38,7 +39,9 @@ def export_litert(
     compressed download and in `save_packed`.
 
     Args:
-        model: `USMForCTC` or its compressed copy; or any other built Keras model, which keeps its own inputs.
+        model: `USMForCTC` or its compressed copy; or any other built Keras model, which keeps its own inputs. Those
+            of a functional model keep their names; of a subclassed one Keras calls them `args_0`, `args_0_1` and so on,
+            those of a dict in the order of its keys.
         path: file to write, ending in ".tflite".
         sample_rate_input: None for log-mel features as input, 16000 for raw audio (front end inside the graph).
         batch: rows per call, None for any number.
@@ -55,6 +58,7 @@ def export_litert(
     Raises:
         RuntimeError: the backend is not TensorFlow.
         ParityError: the file does not hold the trained integers, or its WER on `verify` differs. Nothing is written.
+        FileNotFoundError: the folder of the path is not there.
         ValueError: a path without ".tflite", a dataset that is not for this file, or a kernel LiteRT cannot run: one
             with sub-channel scales, or one whose integers, without their zero point, lie outside -127 to 127.
 
@@ -90,11 +94,14 @@ def prepare_export(what, model, path):
         path: the file it is going to write.
 
     Raises:
-        RuntimeError, ValueError: see `export_litert`.
+        RuntimeError, FileNotFoundError, ValueError: see `export_litert`.
     """
     require_tensorflow(what)
     if not path.endswith(".tflite"):
         raise ValueError(f"path={path!r} must end in '.tflite'.")
+    folder = os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder to write to; make it first", folder)
     kernels = litert_kernels(model)
     for message in sorted({kernel.widened for kernel in kernels if kernel.widened}):
         warnings.warn(f"{path}: stores {message}, the next width LiteRT can run.", stacklevel=3)

@@ -34,19 +34,35 @@ class LiteRTRecognizer:
 
         self.tokenizer = tokenizer
         self.interpreter = Interpreter(str(path), num_threads=num_threads)
-        self._input = self.interpreter.get_input_details()[0]["index"]
+        details = self.interpreter.get_input_details()[0]
+        self._input, self._rank = details["index"], len(details["shape"]) - 1
         self._output = self.interpreter.get_output_details()[0]["index"]
         self._shape = None
 
     def logits(self, inputs):
-        """Return the logits `[1, frames, vocabulary]` of one utterance, `[samples]` or `[frames, bins]`."""
+        """Return the logits `[1, frames, vocabulary]` of one utterance, `[samples]` or `[frames, bins]`.
+
+        Raises:
+            ValueError: inputs of another shape, or fewer than make a frame.
+        """
         batch = np.asarray(inputs, np.float32)[None]
-        if batch.shape != self._shape:
-            self.interpreter.resize_tensor_input(self._input, batch.shape)
-            self.interpreter.allocate_tensors()
-            self._shape = batch.shape
-        self.interpreter.set_tensor(self._input, batch)
-        self.interpreter.invoke()
+        if batch.ndim != self._rank + 1:
+            expected = "samples [n], one channel" if self._rank == 1 else "features [frames, bins]"
+            raise ValueError(f"The file takes {expected}; got an array of shape {batch.shape[1:]}.")
+        try:
+            if batch.shape != self._shape:
+                self._shape = None  # until it has worked
+                self.interpreter.resize_tensor_input(self._input, batch.shape)
+                self.interpreter.allocate_tensors()
+                self._shape = batch.shape
+            self.interpreter.set_tensor(self._input, batch)
+            self.interpreter.invoke()
+        except RuntimeError as error:
+            self._shape = None
+            raise ValueError(
+                f"The file cannot run on an array of shape {batch.shape[1:]} ({error}). An utterance must fill one "
+                "frame: 512 samples with the default front end."
+            ) from error
         return self.interpreter.get_tensor(self._output)
 
     def transcribe(self, inputs):

@@ -122,7 +122,8 @@ class StreamingRecognizer:
             The logits `[1, frames, vocabulary]` without the certain blanks that follow the recording.
         """
         self.reset()
-        steps = [self._step(inputs[begin : begin + self.step]) for begin in range(0, len(inputs), self.step)]
+        begins = range(0, max(len(inputs), 1), self.step)  # one step of silence has the shape of no frames
+        steps = [self._step(inputs[begin : begin + self.step]) for begin in begins]
         self.reset()
         logits = np.concatenate(steps, axis=1)
         real = logits[0, :, 1:].max(axis=-1) > IMPOSSIBLE

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import tempfile
 
 import numpy as np
 from keras import ops
@@ -18,7 +19,7 @@ from keras_usm_lite.packing.packed_layer import PACKED_VARIABLES, describe, pack
 from keras_usm_lite.packing.packed_reader import DESCRIPTION, PackedReader, write_description
 from keras_usm_lite.packing.packed_variable import PackedVariable
 from keras_usm_lite.packing.precision import OTHERS, SCALES, reduce, restore
-from keras_usm_lite.rewrite import layer_path
+from keras_usm_lite.rewrite import finish_normalization, layer_path, walk_layers
 
 MASKS = ("enumerative", "positions")
 # A model may create so many times the weights of its file while it is rebuilt: a CompressedModel builds its template
@@ -58,8 +59,9 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
         `path`.
 
     Raises:
-        ValueError: a model that is not built, a mask that is not made yet, a schedule that has not finished, an unknown
-            choice, or a number that does not fit the chosen precision.
+        ValueError: a model that is not built, a layer with a vocabulary that it learned by `adapt`, a mask that is not
+            made yet, a schedule that has not finished, an unknown choice, or a number that does not fit the chosen
+            precision.
         ImportError: `archive=True` without `constriction` and `zstandard`.
 
     Example:
@@ -79,6 +81,7 @@ def save_packed(model, path, archive=False, masks="enumerative", scales="float32
         raise ValueError(
             f"Model {model.name!r} is not built, so it has no weights yet. Call it on a batch, or build() it."
         )
+    _refuse_assets(model)
     entries, variables, tensors, packed = [], [], {}, set()
     for layer in compressed_layers(model):
         entry, arrays = pack_layer(layer, layer_path(layer), archive=archive, masks=masks, scales=scales, others=others)
@@ -228,6 +231,7 @@ def _fill(model, file):
             raise PackedFileError(f"layer {entry.name!r}: {error}") from error
     for variable, described in zip(variables, file.variables, strict=True):
         variable.assign(restore(file.variable_arrays(described), described.dtype))
+    finish_normalization(model)
 
 
 def _check_layers(layers, file):
@@ -250,6 +254,20 @@ def _check_variables(variables, file):
                 f"variable {described.name!r} is {described.dtype} {described.shape}, but its model has "
                 f"{variable.dtype} {tuple(variable.shape)}."
             )
+
+
+def _refuse_assets(model):
+    """Raise for a layer that keeps files beside its weights, for which a packed file has no place."""
+    for layer in walk_layers(model):
+        if hasattr(layer, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                layer.save_assets(folder)
+                if names := os.listdir(folder):
+                    raise ValueError(
+                        f"Layer {layer_path(layer)!r} of class {type(layer).__name__} keeps {', '.join(names)} beside "
+                        "its weights, for which a packed file has no place. Make it with what it learned, for example "
+                        "vocabulary=layer.get_vocabulary(), or leave it out of the model."
+                    )
 
 
 def _packed_variables(layer):

@@ -68,6 +68,13 @@ def test_samples_beyond_full_scale_are_clipped(tmp_path):
     assert np.abs(load_audio(path)).max() == 1.0
 
 
+def test_integers_written_as_floats_are_refused_rather_than_clipped_to_noise(tmp_path):
+    path = tmp_path / "scaled.wav"
+    soundfile.write(path, 32768 * tone(), 16000, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"scaled.wav: it holds samples up to \d+.*Divide them"):
+        load_audio(path)
+
+
 def test_written_pcm_is_read_back_bit_for_bit(tmp_path):
     pcm = np.random.default_rng(0).integers(-32768, 32768, 1000)
     pcm[:2] = -32768, 32767

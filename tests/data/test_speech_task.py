@@ -306,3 +306,12 @@ def test_corpora_of_one_name_have_caches_of_their_own(tmp_path):
         (tmp_path / str(number) / "speech").mkdir(parents=True)
         prepare(make_corpus(tmp_path / str(number) / "speech"), tmp_path)
     assert len(list((tmp_path / "cache").glob("speech-*-train-*.json"))) == 2
+
+
+def test_every_split_for_testing_is_whole_and_its_texts_are_not_checked(tmp_path):
+    corpus = make_corpus(tmp_path)
+    corpus = dataclasses.replace(corpus, splits=corpus.splits | {"test-other": corpus.splits["test"]})
+    task = prepare(corpus, tmp_path, shard=(1, 2), batch_multiple=2)
+    assert [row.text for row in task.utterances["test-other"]] == TEXTS["test"]
+    heard = {split: task.transcribe(lambda x: np.zeros((len(x["features"]), 9, 5)), split)[0] for split in task.batches}
+    assert heard["test-other"] == heard["test"] == TEXTS["test"] and len(heard["train"]) < len(TEXTS["train"])

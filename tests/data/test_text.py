@@ -21,6 +21,11 @@ from keras_usm_lite.data.text import normalize_text
         ("\u0928\u092e\u0938\u094d\u0924\u0947\u0964", "\u0928\u092e\u0938\u094d\u0924\u0947"),
         ("\u041c\u043e\u0441\u043a\u0432\u0430!", "\u043c\u043e\u0441\u043a\u0432\u0430"),
         ("a\u00a0b\u3000c", "a b c"),
+        ("\u0dc1\u0dca\u200d\u0dbb\u0dd3", "\u0dc1\u0dca\u0dbb\u0dd3"),  # one Sinhala word with a joiner
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u062e\u0648\u0627\u0647\u0645"),  # Persian
+        ("\ufeffco\u00adop\u2060erate", "cooperate"),
+        ("e\u200d\u0301", "\u00e9"),
+        ("a\u200bb", "a b"),
         ("?!", ""),
         ("", ""),
     ],

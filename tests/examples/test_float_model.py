@@ -49,6 +49,12 @@ def test_a_compressed_model_is_refused_packed_or_not(script, task, tmp_path):
             script.load_float_model(task, str(tmp_path / name))
 
 
+def test_a_model_of_other_features_is_refused(script, task, tmp_path):
+    float_model(task, num_mel_bins=64).save(tmp_path / "float.keras")
+    with pytest.raises(SystemExit, match="takes features of 64 mel bins, the data has 80"):
+        script.load_float_model(task, str(tmp_path / "float.keras"))
+
+
 def test_other_labels_are_refused_by_their_number_or_by_the_tokenizer_beside_the_model(script, task, tmp_path):
     float_model(task).save(tmp_path / "float.keras")
     usm.save_tokenizer(usm.WordTokenizer(["up", "left"]), tmp_path / "tokenizer.json")

@@ -292,7 +292,7 @@ def test_a_float_model_that_is_not_there_or_asked_to_be_another_is_refused(scrip
 
 @on_tensorflow
 def test_a_finished_run_is_left_alone_and_one_with_other_arguments_is_not_continued(
-    script, corpus, tmp_path, until_model
+    script, corpus, tmp_path, until_model, monkeypatch
 ):
     options = ["--engine", "mirrored", "--data", str(corpus), "--output", str(tmp_path / "run"), *OPTIONS]
     for _ in range(2):
@@ -300,6 +300,9 @@ def test_a_finished_run_is_left_alone_and_one_with_other_arguments_is_not_contin
             script.main(options)
     with pytest.raises(SystemExit, match="other arguments .learning_rate 0.002, now 0.001"):
         script.main([*options, "--learning-rate", "0.001"])
+    monkeypatch.setitem(script.ENGINES, "mirrored", lambda _: script.Engine(contextlib.nullcontext(), copies=16))
+    with pytest.raises(SystemExit, match="other arguments .batches_per_epoch 5, now 3"):
+        script.main(options)
     (tmp_path / "run" / "model.keras").write_bytes(b"trained")
     assert script.main(options) is None
     assert (tmp_path / "run" / "model.keras").read_bytes() == b"trained"

@@ -285,6 +285,8 @@ def test_what_litert_cannot_run_is_refused_with_the_fix(tmp_path):
         usm.export_litert(recogniser(asymmetric), path)
     with pytest.raises(ValueError, match="model.bin' must end in '.tflite'"):
         usm.export_litert(recogniser(), tmp_path / "model.bin")
+    with pytest.raises(FileNotFoundError, match="no such folder.*nowhere"):
+        usm.export_litert(recogniser(), tmp_path / "nowhere" / "model.tflite")
     assert not list(tmp_path.iterdir())
 
 

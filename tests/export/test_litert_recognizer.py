@@ -32,3 +32,16 @@ def test_text_equals_the_keras_model_for_audio_of_different_lengths(exported):
         text, seconds = recognizer.transcribe(audio)
         assert text == TOKENIZER.decode(usm.greedy_decode(logits)[0])
         assert 0 < seconds < 10
+
+
+def test_what_is_no_utterance_is_refused_and_the_next_one_is_heard(exported):
+    _, path = exported
+    recognizer = usm.LiteRTRecognizer(path, TOKENIZER)
+    audio = 0.1 * np.random.default_rng(0).normal(size=8000).astype("float32")
+    before = recognizer.logits(audio)
+    with pytest.raises(ValueError, match=r"takes samples \[n\], one channel; got an array of shape \(8000, 2\)"):
+        recognizer.logits(np.zeros((8000, 2)))
+    for samples in (0, 100):
+        with pytest.raises(ValueError, match=rf"cannot run on an array of shape \({samples},\).*must fill one frame"):
+            recognizer.logits(np.zeros(samples))
+    np.testing.assert_array_equal(recognizer.logits(audio), before)

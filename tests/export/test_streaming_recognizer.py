@@ -108,3 +108,7 @@ def test_wrong_files_and_pieces_are_refused(exported, recognizer, tmp_path):
     keras.Model(inputs, keras.layers.Dense(2)(inputs)).export(path, format="litert", verbose=False)
     with pytest.raises(ValueError, match="no streaming signature.*export_litert_streaming.*LiteRTRecognizer"):
         StreamingRecognizer(path, TOKENIZER)
+
+
+def test_no_samples_have_no_frames(recognizer):
+    assert recognizer.logits(noise(0)).shape == (1, 0, 9)

@@ -371,3 +371,28 @@ def test_others_may_read_a_packed_file_as_they_may_any_new_file(tmp_path):
     (tmp_path / "any").write_bytes(b"")
     path = usm.save_packed(keras.Sequential([keras.Input((8,)), usm.QuantDense(4)]), tmp_path / "model.usm")
     assert os.stat(path).st_mode == os.stat(tmp_path / "any").st_mode
+
+
+def test_an_adapted_normalization_reloads_with_the_statistics_it_learned(tmp_path):
+    inputs = (5 + 2 * np.random.default_rng(0).normal(size=(64, 8))).astype("float32")
+    normalization = keras.layers.Normalization()
+    normalization.adapt(inputs)
+    model = keras.Sequential([keras.Input((8,)), normalization, usm.QuantDense(4, "int8")])
+    reloaded = usm.load_packed(usm.save_packed(model, tmp_path / "model.usm"))
+    np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(one(inputs)) for one in (reloaded, model)))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="lookups are layers of TensorFlow")
+def test_a_vocabulary_that_a_layer_learned_is_refused_and_one_that_it_was_made_with_reloads(tmp_path):
+    def model(lookup):
+        layers = [lookup, keras.layers.Embedding(5, 4), usm.QuantDense(4, "int8")]
+        return keras.Sequential([keras.Input((3,), dtype="int64"), *layers])
+
+    learned, words = keras.layers.IntegerLookup(), np.array([[7, 8, 9]])
+    learned.adapt(words)
+    with pytest.raises(ValueError, match=r"integer_lookup.* keeps vocabulary.txt beside its weights.*vocabulary="):
+        usm.save_packed(model(learned), tmp_path / "learned.usm")
+    assert not (tmp_path / "learned.usm").exists()
+    given = model(keras.layers.IntegerLookup(vocabulary=[7, 8, 9]))
+    reloaded = usm.load_packed(usm.save_packed(given, tmp_path / "given.usm"))
+    np.testing.assert_array_equal(*(np.array(one(words)) for one in (reloaded, given)))

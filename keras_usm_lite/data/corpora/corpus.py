@@ -79,6 +79,23 @@ def read_corpus(folder):
     return Corpus(**info)
 
 
+def has_corpus(folder):
+    """Returns whether `write_corpus` has stored a corpus in `folder`; another file may have the same name.
+
+    Example:
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> has_corpus(folder)
+    False
+    """
+    try:
+        info = _read_info(folder)
+    except (OSError, ValueError):
+        return False
+    return isinstance(info, dict) and {"splits", "provenance"} <= info.keys()
+
+
 def read_provenance(folder):
     """Returns how the corpus in `folder` was made, as given to `write_corpus`. See there for an example."""
     return _read_info(folder)["provenance"]

@@ -2,7 +2,7 @@
 
 import os
 
-from keras_usm_lite.data.corpora.corpus import INFO_FILE, Corpus, read_corpus
+from keras_usm_lite.data.corpora.corpus import Corpus, has_corpus, read_corpus
 from keras_usm_lite.data.manifest import ManifestError, find_problem, read_manifest
 
 SPLITS = ("train", "dev", "test")
@@ -38,7 +38,7 @@ def open_manifest_folder(folder):
     'word'
     """
     folder = os.path.abspath(folder)
-    if os.path.exists(os.path.join(folder, INFO_FILE)):
+    if has_corpus(folder):
         return read_corpus(folder)
     splits = {split: os.path.join(folder, f"{split}.tsv") for split in SPLITS}
     missing = [f"{split}.tsv" for split, path in splits.items() if not os.path.exists(path)]

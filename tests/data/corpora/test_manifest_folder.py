@@ -57,3 +57,10 @@ def test_a_prepared_corpus_keeps_its_description(tmp_path):
     corpus = Corpus("robots", {"train": str(tmp_path / "train.tsv")}, True, "made up", "char")
     write_corpus(tmp_path, corpus)
     assert open_manifest_folder(tmp_path) == corpus
+
+
+@pytest.mark.parametrize("content", ['{"name": "of another program"}', "[]", "no JSON"])
+def test_a_file_of_another_program_called_corpus_json_is_left_alone(tmp_path, content):
+    _make_folder(tmp_path)
+    (tmp_path / "corpus.json").write_text(content)
+    assert open_manifest_folder(tmp_path).splits["train"] == str(tmp_path / "train.tsv")
