@@ -22,6 +22,7 @@ DENSE_ARGUMENTS = (
 
 
 TARGETS = (None, "litert")
+OWN_TRAINING = ("train_step", "test_step", "compute_loss", "compute_metrics")  # what a copy does not have
 
 
 def compress(model, rules, target=None):
@@ -33,7 +34,8 @@ def compress(model, rules, target=None):
 
     Args:
         model: a built Keras 3 model: functional, Sequential, subclassed, nested. Its layers are copied through
-            `get_config`, as saving and loading does; a `train_step` of its own does not come with them.
+            `get_config`, as saving and loading does; a `train_step` or `compute_loss` of its own does not come with
+            them, of which a warning tells.
         rules: `{regex: (quantization, sparsity)}`. The regex is searched in the layer's path, such as
             "usm_for_ctc/encoder/block_0/conv/expand"; the first match wins. Quantization and sparsity are shorthands,
             configs or None; `(None, None)` leaves the layer as it is. Layers that can be compressed are Dense,
@@ -71,6 +73,14 @@ def compress(model, rules, target=None):
     chosen = [next((number for number, pattern in enumerate(patterns) if pattern.search(path)), None) for path in known]
     _check_used(patterns, chosen, known)
     _check_fit(model, layers, chosen, list(rules.values()), target)
+    own = [name for name in OWN_TRAINING if getattr(type(model), name) is not getattr(keras.Model, name)]
+    if own:
+        warnings.warn(
+            f"The copy of {model.name!r} trains as any Keras model does, without the {' and '.join(own)} of "
+            f"{type(model).__name__}. Compress the model in it that is meant (a student, an encoder), and put the copy "
+            "into a new one.",
+            stacklevel=2,
+        )
     small = apply_rules(model, rules, chosen)
     if model.weights and not small.trainable_variables:
         warnings.warn(

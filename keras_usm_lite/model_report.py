@@ -138,7 +138,7 @@ def report(model):
     entropies `H` (their upper bounds `b` and `log2(C(M, N))` where a schedule has not finished).
 
     Args:
-        model: a built model.
+        model: a built model; of a `Distiller` or `CoTrainer` its student is described.
 
     Returns:
         A `ModelReport`.
@@ -160,6 +160,7 @@ def report(model):
         raise ValueError(
             f"Model {model.name!r} is not built, so it has no weights yet. Call it on a batch, or build() it."
         )
+    model = getattr(model, "student", model)
     compressed = {id(layer): layer for layer in compressed_layers(model)}
     state = {id(getattr(layer, key)) for layer in compressed.values() for key in _STATE if hasattr(layer, key)}
     rows, small = [], 0

@@ -1,12 +1,16 @@
 """`permute_channels`: reorder the hidden channels of a model so that its N:M masks keep more magnitude."""
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_usm_lite.core.permutation import kept_magnitude, permute_rows
 from keras_usm_lite.rewrite import layer_path, walk_layers
 
-PER_OUTPUT = ("kernel", "bias", "mask", "kernel_scale", "scale_gain", "kernel_zero_point", "gamma", "beta")
+PER_OUTPUT = (
+    "kernel", "bias", "mask", "kernel_scale", "scale_gain", "kernel_zero_point", "embeddings",
+    "gamma", "beta", "moving_mean", "moving_variance", "scale", "alpha",  # of normalizations and PReLU
+)  # fmt: skip
 PER_INPUT = ("kernel", "input_norm")
 
 
@@ -24,8 +28,9 @@ def permute_channels(model, sweeps=300, seed=0):
 
     A layer of your own joins in with a method `free_channels()` that returns `(consumer, heads, producers)`: the
     projection whose rows may move, in how many equal parts they stay (1: anywhere), and the layers whose outputs move
-    along. Nothing between them may tell channels apart, and kernels must be matrices `[inputs, outputs]`, those of the
-    producers also depthwise ones `[taps, channels, 1]`.
+    along: projections, depthwise convolutions, embeddings, normalizations and `PReLU`. Nothing between them may tell
+    channels apart, and kernels must be matrices `[inputs, outputs]`, those of the producers also depthwise ones
+    `[taps, channels, 1]`.
 
     Scales and zero points move with their columns and calibrated input norms with their rows, so the model computes
     what it did, up to float rounding, quantized or not. Layers whose second projection is not sparse stay as they are.
@@ -69,6 +74,8 @@ def permute_channels(model, sweeps=300, seed=0):
         _check_consumer(consumer)
         for layer in (consumer, *producers):
             _check_kernel(layer, depthwise=layer is not consumer)
+        for layer in producers:
+            _check_variables(layer)
     return {layer_path(consumer): _permute(consumer, *rest, sweeps, seed) for consumer, *rest in places}
 
 
@@ -118,9 +125,21 @@ def _check_kernel(layer, depthwise):
         )
 
 
+def _check_variables(layer):
+    known = {id(_variable(layer, name)) for name in (*PER_OUTPUT, *PER_INPUT)}
+    strange = [one.path for one in layer.weights if id(one) not in known and np.prod(one.shape) > 1]
+    if strange:
+        raise ValueError(
+            f"Layer {layer_path(layer)!r} ({type(layer).__name__}) has {strange[0]!r}, of which is not known whether "
+            "it moves with the channels. Leave the layer out of free_channels(), or call such a variable by one of the "
+            f"names {PER_OUTPUT}."
+        )
+
+
 def _variable(layer, name):
     """A variable by its name, or None; a `CompressedLayer` leaves the bias to the layer that it wraps."""
-    return getattr(layer, name, getattr(getattr(layer, "layer", None), name, None))
+    found = getattr(layer, name, getattr(getattr(layer, "layer", None), name, None))
+    return found if isinstance(found, keras.Variable) else None  # the `scale` of a LayerNormalization is True or False
 
 
 def _permute(consumer, heads, producers, sweeps, seed):

@@ -59,7 +59,8 @@ def compile_ctc(model, learning_rate, steps, warmup=None, weight_decay=1e-2, fre
             learned: with `NMPruning(start_step=freeze_step)`.
 
     Returns:
-        The model.
+        The model. A file that `model.save` writes does not say that biases, norms and learned scales do not decay:
+        after `load_model` call `compile_ctc` again. (`callbacks.Backup` needs nothing.)
 
     Example:
 

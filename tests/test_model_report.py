@@ -177,3 +177,9 @@ def test_a_model_without_weights_has_a_report_too():
 def test_a_model_that_is_not_built_is_refused_with_the_fix():
     with pytest.raises(ValueError, match="'bare' is not built.*Call it on a batch"):
         usm.report(keras.Sequential([usm.QuantDense(2)], name="bare"))
+
+
+def test_of_a_distiller_the_student_is_described():
+    teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    student = usm.compress(teacher, {"dense": ("int4", None)})
+    assert usm.report(usm.Distiller(student, teacher)) == usm.report(student)

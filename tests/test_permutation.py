@@ -161,6 +161,55 @@ def test_the_bias_of_a_compressed_layer_moves_with_its_kernel():
     np.testing.assert_allclose(array(model(x)), before, atol=1e-5)
 
 
+class Normed(keras.layers.Layer):
+    """A layer between whose two projections each channel has numbers of its own, in a layer of Keras."""
+
+    def __init__(self, middle):
+        super().__init__()
+        self.first, self.middle, self.second = keras.layers.Dense(12), middle, usm.NMSparseDense(3, "2:4")
+
+    def build(self, input_shape):
+        self.first.build(input_shape)
+        self.middle.build((*input_shape[:-1], 12))
+        self.second.build((*input_shape[:-1], 12))
+
+    def call(self, x):
+        return self.second(self.middle(self.first(x)))
+
+    def free_channels(self):
+        return self.second, 1, [self.first, self.middle]
+
+
+@pytest.mark.parametrize("kind", ["BatchNormalization", "LayerNormalization", "RMSNormalization", "PReLU"])
+def test_what_a_layer_in_between_holds_for_each_channel_moves_along(kind):
+    model = keras.Sequential([keras.Input((5,)), Normed(getattr(keras.layers, kind)())])
+    draw = np.random.default_rng(0)
+    for weight in model.weights:
+        if weight.name != "mask":
+            weight.assign(draw.uniform(0.5, 1.5, size=weight.shape) * draw.choice([1, 1, 2], size=weight.shape))
+    x = draw.normal(size=(4, 5)).astype("float32")
+    before = array(model(x))
+    assert next(iter(permute_channels(model).values())) > 0
+    np.testing.assert_allclose(array(model(x)), before, rtol=1e-4, atol=1e-4)
+
+
+class Shifted(keras.layers.Layer):
+    def build(self, input_shape):
+        self.shift = self.add_weight(name="shift", shape=input_shape[-1:])
+
+    def call(self, x):
+        return x + self.shift
+
+
+def test_a_layer_in_between_whose_numbers_are_not_known_is_refused_and_nothing_moves():
+    model = keras.Sequential([keras.Input((5,)), Normed(Shifted())])
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r"\(Shifted\) has '.*shift', of which is not known whether it moves"):
+        permute_channels(model)
+    for old, new in zip(before, weights_of(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_kernels_whose_channels_lie_elsewhere_are_refused_and_nothing_moves():
     model = randomize(keras.Sequential([keras.Input((7, 5)), Between(keras.layers.Conv1D(12, 1))]))
     before = weights_of(model)

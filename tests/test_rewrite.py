@@ -369,3 +369,8 @@ def test_a_lookup_keeps_the_vocabulary_that_it_learned():
     lookup.adapt(numbers)
     model = keras.Sequential([keras.Input((4,), dtype="int64"), lookup, keras.layers.Embedding(6, 4)])
     np.testing.assert_array_equal(rewrite(model, lambda layer: None)(numbers), model(numbers))
+    words = keras.layers.TextVectorization(output_mode="tf_idf")
+    words.adapt(["up down up", "left"])
+    model = keras.Sequential([keras.Input((), dtype="string"), words, keras.layers.Dense(2)])
+    texts = keras.ops.convert_to_tensor(["up left", "sideways"])
+    np.testing.assert_array_equal(rewrite(model, lambda layer: None)(texts), model(texts))

@@ -1,6 +1,7 @@
 """`Backup`: a training that is killed at any moment and started again ends as if nothing had happened."""
 
 import glob
+import itertools
 import json
 import os
 import warnings
@@ -11,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_usm_lite.callbacks.finite_loss import require_finite
+from keras_usm_lite.compression import compressed_layers
 from keras_usm_lite.data.manifest import replacing
 from keras_usm_lite.optimizers.build_optimizer import build_optimizer
 from keras_usm_lite.optimizers.slowed import schedule_factor, set_schedule_factor
@@ -96,6 +98,7 @@ class Backup(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Write the state, unless it was just read."""
+        self.model._initial_epoch = None  # it has begun there; the next fit of the model would, too
         if epoch != self.epoch:
             self.save(epoch)
 
@@ -113,7 +116,7 @@ class Backup(keras.callbacks.Callback):
         history.epoch[:0] = range(first, first + len(before))
         for name in {name: None for epoch in before for name in epoch}:
             history.history.setdefault(name, [])[:0] = [epoch[name] for epoch in before if name in epoch]
-        self.model._initial_epoch = None  # or the model's next fit would begin there, too
+        self.model._initial_epoch = None  # also if no epoch was left to begin
 
     def save(self, epoch):
         """Write the state at the beginning of an epoch.
@@ -162,6 +165,7 @@ class Backup(keras.callbacks.Callback):
         for number, array in enumerate(_torch_generators()):
             _write_array(archive, f"torch_{number}.npy", array)
         description = {"epoch": epoch, "schedule_factor": schedule_factor(self.model), "logs": self._logs}
+        description["compression"] = _compression(self.model)
         archive.writestr(DESCRIPTION, json.dumps(description, default=lambda value: np.asarray(value).tolist()))
 
     def _read(self, archive):
@@ -172,6 +176,14 @@ class Backup(keras.callbacks.Callback):
                 f"{self.path} holds {count} variables, this model and its optimizer {len(variables)}. Build and "
                 "compile them as before, or delete the file to train from the start."
             )
+        description = json.loads(archive.read(DESCRIPTION))
+        before, now = description.get("compression"), _compression(self.model)  # files of older versions do not say
+        if before not in (None, now):
+            other = next(pair for pair in itertools.zip_longest(before, now) if pair[0] != pair[1])
+            raise ValueError(
+                f"{self.path} holds the training of a model with a layer of {other[0]}, where this one has {other[1]}. "
+                "Give another folder, or delete the file to train from the start."
+            )
         for number, variable in enumerate(variables):
             array = _read_array(archive, f"{number}.npy")
             if array.shape != tuple(variable.shape):
@@ -181,10 +193,14 @@ class Backup(keras.callbacks.Callback):
                 )
             variable.assign(array.view(variable.dtype) if array.dtype.kind == "V" else array)
         _set_torch_generators([_read_array(archive, name) for name in archive.namelist() if name.startswith("torch_")])
-        description = json.loads(archive.read(DESCRIPTION))
         set_schedule_factor(self.model, description["schedule_factor"])
         self.epoch, self._logs = description["epoch"], description["logs"]
         self.model._initial_epoch = self.epoch  # as BackupAndRestore does: there is no public way
+
+
+def _compression(model):
+    """What each compressed layer was asked to be; its variables alone would fit another width or pattern, too."""
+    return [f"{layer.quantization or 'float'} {layer.sparsity or 'dense'}" for layer in compressed_layers(model)]
 
 
 def _write_array(archive, name, array):

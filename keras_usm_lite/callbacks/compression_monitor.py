@@ -64,6 +64,8 @@ class CompressionMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Find the compressed layers and forget an earlier training."""
+        if not self.model.built:
+            raise ValueError(f"Model {self.model.name!r} is not built; call it on a batch before fit.")
         self._layers = compressed_layers(self.model)
         if not self._layers:
             raise ValueError(

@@ -21,6 +21,8 @@ class StepCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Build the optimizer before the first step."""
+        if not self.model.built:
+            raise ValueError(f"Model {self.model.name!r} is not built; call it on a batch before fit.")
         build_optimizer(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -1,5 +1,7 @@
 """`CompressedKernel`: the state and the arithmetic order (mask, then quantize) shared by every compressed layer."""
 
+import warnings
+
 import keras
 from keras import ops
 
@@ -106,6 +108,17 @@ class CompressedKernel:
         bits, layout = self.quantization.bits, self._scale_layout()
         method = self.quantization.scale if self.quantization.live else "mse"
         return lambda shape, dtype=None: estimate_scale(self.kernel_matrix(), method=method, bits=bits, **layout)[index]
+
+    def load_own_variables(self, store):
+        """Load the state; tell where the layer goes on at another width than it was made for."""
+        super().load_own_variables(store)
+        if self.quantization is not None and self.active_bits != self.quantization.bits:
+            wanted, loaded = self.quantization.bits, self.active_bits
+            warnings.warn(
+                f"Weights in force at {loaded} bits were loaded into layers made for {wanted}, which go on at {loaded} "
+                f"until callbacks.QuantizationSchedule changes them; with [(0, {wanted})] when training begins.",
+                stacklevel=2,
+            )
 
     @property
     def active_bits(self):

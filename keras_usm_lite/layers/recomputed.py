@@ -33,9 +33,12 @@ def recomputed(layer, inputs, **kwargs):
     """
     state = [ops.stop_gradient(variable) for variable in layer.non_trainable_variables]  # read now, not when used
     changed = []
+    # Losses of regularizers come last, and Keras adds them by itself.
+    regularized = sum(variable.regularizer is not None for variable in layer.trainable_variables)
 
     def call(inputs, *weights):
         outputs, after, losses = layer.stateless_call(weights, state, inputs, return_losses=True, **kwargs)
+        losses = losses[: len(losses) - regularized]
         changed[:] = [number for number, value in enumerate(after) if value is not state[number]]
         return outputs, [after[number] for number in changed], losses
 

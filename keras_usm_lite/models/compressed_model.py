@@ -5,7 +5,7 @@ import json
 import keras
 
 from keras_usm_lite.quantization_config import QuantizationConfig
-from keras_usm_lite.rewrite import build_again
+from keras_usm_lite.rewrite import build_again, walk_layers
 from keras_usm_lite.sparsity_config import SparsityConfig
 
 
@@ -44,6 +44,8 @@ class CompressedModel(keras.Model):
             for pattern, pair in rules.items()
         }
         self.chosen = tuple(chosen)
+        if hasattr(model, "output_names"):  # by which losses and metrics may be named
+            self.output_names = model.output_names
         self.supports_masking = getattr(model, "supports_masking", False)
         self.built = True
 
@@ -65,12 +67,16 @@ class CompressedModel(keras.Model):
         return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def get_config(self):
-        """Return the original model's configuration, the rules, and which layer they took."""
+        """Return the original model's configuration, the rules, which layer they took, and what is frozen now."""
         rules = {
             pattern: tuple(None if config is None else config.get_config() for config in pair)
             for pattern, pair in self.rules.items()
         }
-        return {"name": self.name, "template": self.template, "rules": rules, "chosen": list(self.chosen)}
+        config = {"name": self.name, "template": self.template, "rules": rules, "chosen": list(self.chosen)}
+        frozen = [number for number, layer in enumerate(walk_layers(self)) if not layer.trainable]
+        if frozen or '"trainable": false' in self._template:  # it may have been frozen, or set free, since then
+            config["frozen"] = frozen
+        return config
 
     @classmethod
     def from_config(cls, config):
@@ -81,4 +87,8 @@ class CompressedModel(keras.Model):
         original = keras.saving.deserialize_keras_object({**template, "build_config": None})
         if not original.built and template.get("build_config"):
             build_again(original, template["build_config"], original.name)
-        return apply_rules(original, config["rules"], config["chosen"])
+        model = apply_rules(original, config["rules"], config["chosen"])
+        if "frozen" in config:
+            for number, layer in enumerate(walk_layers(model)):  # parents first: what they say goes for all below
+                layer.trainable = number not in config["frozen"]
+        return model

@@ -171,11 +171,11 @@ class Distiller(keras.Model):
 
 
 def frame_weights(logits, sample_weight=None):
-    """Return the weight of each frame: 0 if it is a certain blank (padding), else that of its utterance.
+    """Return the weight of each frame: 0 if it is a certain blank (padding), else its own or that of its utterance.
 
     Args:
         logits: `[batch, frames, tokens]`, blank = 0.
-        sample_weight: None (all 1), or `[batch]`.
+        sample_weight: None (all 1), `[batch]`, or `[batch, frames]`.
 
     Returns:
         float32 `[batch, frames]`.
@@ -189,7 +189,10 @@ def frame_weights(logits, sample_weight=None):
     weights = ops.cast(ops.max(logits[..., 1:], axis=-1) > IMPOSSIBLE / 2, "float32")
     if sample_weight is None:
         return weights
-    return weights * ops.reshape(ops.cast(sample_weight, "float32"), (-1, *(1,) * (len(weights.shape) - 1)))
+    sample_weight = ops.cast(sample_weight, "float32")
+    if len(sample_weight.shape) == len(weights.shape):
+        return weights * sample_weight
+    return weights * ops.reshape(sample_weight, (-1, *(1,) * (len(weights.shape) - 1)))
 
 
 def serialize_model(model):

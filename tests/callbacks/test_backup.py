@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_usm_lite as usm
 from keras_usm_lite.callbacks import Backup, NonFiniteError
 from keras_usm_lite.optimizers.slowed import slow_down
 
@@ -236,3 +237,23 @@ def test_logs_may_be_vectors(tmp_path):
     for epochs in (1, 2):
         history = model.fit(x, y, epochs=epochs, verbose=0, callbacks=[Backup(str(tmp_path))]).history
     assert np.shape(history["f1_score"]) == (2, 3)
+
+
+def test_a_training_that_was_continued_and_died_again_leaves_the_model_to_train_from_its_first_epoch(tmp_path):
+    interrupted(tmp_path)
+    model = compiled()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, Backup(tmp_path), Die(3))
+    assert fit(model, epochs=2).epoch == [0, 1]
+
+
+@pytest.mark.parametrize(("other", "message"), [(("int8", "2:4"), "int4 2:4.*int8 2:4"), (("int4", "1:4"), "int4 1:4")])
+def test_a_backup_of_another_width_or_pattern_is_refused(tmp_path, other, message):
+    def model(quantization, sparsity):
+        model = keras.Sequential([keras.Input((8,)), usm.QuantDense(8, quantization, sparsity)])
+        model.compile("sgd", "mse")
+        return model
+
+    fit(model("int4", "2:4"), Backup(tmp_path), epochs=1)
+    with pytest.raises(ValueError, match=f"a layer of .*{message}.*Give another folder"):
+        fit(model(*other), Backup(tmp_path), epochs=2)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_usm_lite as usm
 from keras_usm_lite.callbacks.step_callback import StepCallback
 
 X = np.ones((10, 4), "float32")  # five batches of two
@@ -84,3 +85,13 @@ def test_a_reloaded_model_goes_on_counting(tmp_path):
 )
 def test_a_step_is_a_batch_also_with_accumulated_gradients_and_scaled_losses(optimizer):
     assert steps(compiled(optimizer), epochs=2) == list(range(10))
+
+
+@pytest.mark.parametrize("callback", [usm.callbacks.NMPruning, usm.callbacks.CompressionMonitor])
+def test_a_model_that_is_not_built_is_refused_with_the_fix(callback):
+    model = keras.Sequential([usm.QuantDense(4, "int4", "2:4")])
+    model.compile("sgd", "mse")
+    recorder = callback()
+    recorder.set_model(model)
+    with pytest.raises(ValueError, match="is not built; call it on a batch before fit"):
+        recorder.on_train_begin()

@@ -97,3 +97,15 @@ def test_masks_can_be_milder_than_configured_for_schedules_that_prune_step_by_st
     assert float(ops.mean(layer.mask)) == 0.75
     layer.update_mask(n=2)
     assert float(ops.mean(layer.mask)) == 0.5
+
+
+def test_weights_of_another_width_go_on_at_theirs_and_say_so(tmp_path):
+    path = tmp_path / "int8.weights.h5"
+    keras.Sequential([keras.Input((8,)), usm.QuantDense(4, "int8")]).save_weights(path)
+    model = keras.Sequential([keras.Input((8,)), usm.QuantDense(4, "int4")])
+    with pytest.warns(UserWarning, match=r"at 8 bits were loaded into layers made for 4.*Schedule.*\(0, 4\)"):
+        model.load_weights(path)
+    assert model.layers[0].active_bits == 8
+    model.compile("sgd", "mse")
+    model.fit(np.ones((4, 8)), np.ones((4, 4)), callbacks=[usm.callbacks.QuantizationSchedule([(0, 4)])], verbose=0)
+    assert model.layers[0].active_bits == 4

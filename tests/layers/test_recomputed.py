@@ -29,3 +29,11 @@ def test_losses_of_the_layer_arrive_once():
     (loss,) = (float(keras.ops.convert_to_numpy(loss)) for loss in layer.losses)
     kernel, quantized = map(keras.ops.convert_to_numpy, (layer.kernel, layer.effective_kernel()))
     np.testing.assert_allclose(loss, np.mean((kernel - quantized) ** 2), rtol=1e-5)
+
+
+def test_a_regularizer_counts_once():
+    layer = keras.layers.Dense(4, kernel_regularizer=keras.regularizers.L2(1.0))
+    layer.build(INPUTS.shape)
+    recomputed(layer, keras.ops.convert_to_tensor(INPUTS), training=True)
+    (loss,) = (float(keras.ops.convert_to_numpy(loss)) for loss in layer.losses)
+    np.testing.assert_allclose(loss, np.sum(keras.ops.convert_to_numpy(layer.kernel) ** 2), rtol=1e-5)

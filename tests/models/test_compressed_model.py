@@ -176,3 +176,44 @@ def test_a_changed_model_class_is_noticed_when_the_model_is_rebuilt():
     config = usm.compress(tagger(), RULES).get_config()
     with pytest.raises(ValueError, match="3 layers that can be compressed, but had 2 when it was compressed"):
         usm.CompressedModel.from_config({**config, "chosen": config["chosen"][:2]})
+
+
+def attentive():
+    """A functional model that becomes a `CompressedModel`, with outputs that have names."""
+    inputs = keras.Input((5, 4))
+    hidden = keras.layers.MultiHeadAttention(1, 4, name="attention")(inputs, inputs)
+    outputs = {name: keras.layers.Dense(2, name=name)(hidden) for name in ("tags", "turns")}
+    return keras.Model(inputs, list(outputs.values()), name="attentive")
+
+
+def test_losses_and_metrics_may_be_named_by_output():
+    small = usm.compress(attentive(), {"attention": ("int4", None)})
+    assert isinstance(small, usm.CompressedModel)
+    small.compile("sgd", loss={"tags": "mse", "turns": "mae"}, metrics={"turns": ["mse"]})
+    logs = small.evaluate(X, [np.ones((3, 5, 2))] * 2, verbose=0, return_dict=True)
+    assert {"tags_loss", "turns_loss", "turns_mse"} <= set(logs)
+
+
+def test_what_was_frozen_or_set_free_after_compressing_stays_so_in_a_file(tmp_path):
+    model = attentive()
+    model.get_layer("turns").trainable = False
+    small = usm.compress(model, {"attention": ("int4", None)})
+    small.model.get_layer("turns").trainable, small.model.get_layer("tags").trainable = True, False
+    small.compile("sgd", "mse")
+    small.fit(X, [np.ones((3, 5, 2))] * 2, verbose=0)
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    trained = [[v.path.split("/", 1)[-1] for v in one.trainable_variables] for one in (small, loaded)]
+    assert trained[0] == trained[1] and not any("tags" in path for path in trained[0])
+    assert int(loaded.optimizer.iterations) == 1
+
+
+def test_a_loss_of_its_own_is_missed_with_a_warning():
+    class Own(Tagger):
+        def compute_loss(self, *args, **kwargs):
+            return ops.convert_to_tensor(1.0)
+
+    model = Own()
+    model(X)
+    with pytest.warns(UserWarning, match="without the compute_loss of Own. Compress the model in it"):
+        usm.compress(model, {"up": ("int4", None)})

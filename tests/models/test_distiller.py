@@ -109,6 +109,8 @@ def test_frames_weigh_what_their_utterance_weighs_and_padding_nothing():
     real = np.arange(10) < -(-LENGTHS[:, None] // 4)
     np.testing.assert_array_equal(array(frame_weights(logits)), real)
     np.testing.assert_array_equal(array(frame_weights(logits, [2.0, 0.0, 0.5, 1.0])), real * [[2], [0], [0.5], [1]])
+    each = np.arange(40, dtype="float32").reshape(4, 10)
+    np.testing.assert_array_equal(array(frame_weights(logits, each)), real * each)
 
 
 @pytest.mark.parametrize("hidden_weight", [0.0, 1.0])
