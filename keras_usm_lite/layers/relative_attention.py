@@ -18,7 +18,8 @@ class RelativeSelfAttention(keras.layers.Layer):
     by angles `t * 10000^(-2 i / d_head)`, so that a score depends on the distance of two frames.
 
     With `chunk_size = c`, frame `i` attends to frame `j` only if `i // c == j // c` (USM's chunk-wise attention): the
-    receptive field does not grow with depth, and chunks can be computed one after the other.
+    receptive field does not grow with depth, chunks can be computed one after the other, and `T` frames have `c T`
+    scores instead of `T^2`.
 
     Shapes: `[batch, frames, dim] -> [batch, frames, dim]`.
 
@@ -70,17 +71,32 @@ class RelativeSelfAttention(keras.layers.Layer):
 
     def call(self, inputs, mask=None, training=None):
         """Attend; `mask` `[batch, frames]` marks real frames, which are the only ones attended to."""
-        batch, frames = ops.shape(inputs)[:2]
+        projections = (self.query, self.key, self.value)
+        tensors = [projection(inputs, training=training) for projection in projections]
+        if self.chunk_size is None:
+            context = self._attend(*tensors, mask)
+        else:
+            batch, frames = ops.shape(inputs)[:2]
+            if mask is None:
+                mask = ops.ones((batch, frames), "bool")
+            size = min(self.chunk_size, frames) if isinstance(frames, int) else ops.minimum(self.chunk_size, frames)
+            *tensors, mask = [_chunks(x, size) for x in (*tensors, mask)]  # as if each were an utterance
+            context = ops.reshape(self._attend(*tensors, mask), (batch, -1, self.num_heads * self.head_dim))
+            context = context[:, :frames]
+        return self.output_projection(context, training=training)
+
+    def _attend(self, query, key, value, mask):
+        """Return what each frame takes from the values `[batch, frames, dim]` of all frames of its row."""
+        batch, frames = ops.shape(query)[:2]
         cosine, sine = self._rotation(frames)
-        query = _rotate(self._heads(self.query(inputs, training=training)), cosine, sine)
-        key = _rotate(self._heads(self.key(inputs, training=training)), cosine, sine)
-        value = self._heads(self.value(inputs, training=training))
+        query, key = (_rotate(self._heads(x), cosine, sine) for x in (query, key))
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
         scores = ops.cast(scores, "float32") * self.head_dim**-0.5
-        weights = ops.cast(ops.softmax(self._mask_scores(scores, mask, frames)), self.compute_dtype)
-        context = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
-        context = ops.reshape(context, (batch, frames, self.num_heads * self.head_dim))
-        return self.output_projection(context, training=training)
+        if mask is not None:
+            scores = ops.where(ops.expand_dims(mask, (1, 2)), scores, MASKED)
+        weights = ops.cast(ops.softmax(scores), self.compute_dtype)
+        context = ops.transpose(ops.matmul(weights, self._heads(value)), (0, 2, 1, 3))
+        return ops.reshape(context, (batch, frames, self.num_heads * self.head_dim))
 
     def _heads(self, x):
         batch, frames = ops.shape(x)[:2]
@@ -93,15 +109,6 @@ class RelativeSelfAttention(keras.layers.Layer):
         position = ops.cast(ops.arange(frames), "float32")
         angles = ops.expand_dims(position, -1) * rates
         return ops.cast(ops.cos(angles), self.compute_dtype), ops.cast(ops.sin(angles), self.compute_dtype)
-
-    def _mask_scores(self, scores, mask, frames):
-        if self.chunk_size is not None:
-            chunk = ops.arange(frames) // self.chunk_size
-            same = ops.expand_dims(chunk, 0) == ops.expand_dims(chunk, 1)
-            scores = ops.where(same, scores, MASKED)
-        if mask is not None:
-            scores = ops.where(ops.expand_dims(mask, (1, 2)), scores, MASKED)
-        return scores
 
     def free_channels(self):
         """The value channels of each head, for `permute_channels`."""
@@ -119,6 +126,15 @@ class RelativeSelfAttention(keras.layers.Layer):
             "chunk_size": self.chunk_size,
             **compression_config(self),
         }
+
+
+def _chunks(x, size):
+    """Cut `[batch, frames, ...]` into `[batch * chunks, size, ...]`, the last chunk filled with zeros."""
+    batch, frames, *rest = ops.shape(x)
+    count = (frames + size - 1) // size
+    if not isinstance(frames, int) or frames % size:  # of a number that is not known yet
+        x = ops.concatenate([x, ops.zeros((batch, size - 1, *rest), x.dtype)], axis=1)[:, : count * size]
+    return ops.reshape(x, (-1, size, *rest))
 
 
 def _rotate(x, cosine, sine):

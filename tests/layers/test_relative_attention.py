@@ -91,6 +91,24 @@ def test_chunks_can_be_computed_one_after_the_other():
     np.testing.assert_allclose(array(chunked(x)), one_by_one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("length", "scores"), [(24, 24 * 4), (10, 12 * 4), (3, 3 * 3)])
+def test_there_are_as_many_scores_for_each_frame_as_a_chunk_has_frames(length, scores, monkeypatch):
+    sizes, softmax = [], ops.softmax
+    monkeypatch.setattr(ops, "softmax", lambda x: sizes.append(x.shape) or softmax(x))
+    built(2, chunk_size=4)(frames(1, length))
+    assert [np.prod(size) for size in sizes] == [2 * scores]  # of two heads
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends know every length")
+def test_chunks_of_recordings_of_any_length_are_those_of_that_length():
+    import tensorflow as tf
+
+    layer = built(chunk_size=4)
+    function = tf.function(layer, input_signature=[tf.TensorSpec((None, None, DIM))])
+    for length in (3, 8, 10):
+        np.testing.assert_allclose(function(frames(2, length)), layer(frames(2, length)), rtol=1e-5, atol=1e-6)
+
+
 def test_only_distances_matter():
     layer = built()
     x = frames(1, 30)
