@@ -227,15 +227,15 @@ def finish_normalization(layer):
 
 def _copy_assets(old, new):
     """Give a copy what its layers keep in files beside their weights: the vocabulary a lookup has learned."""
-    for one, other in zip(walk_layers(old), walk_layers(new), strict=True):
-        if hasattr(one, "save_assets"):
-            weights = {}  # of "tf_idf", which are no variables; the assets need them
-            one.save_own_variables(weights)
-            other.load_own_variables(weights)
-            with tempfile.TemporaryDirectory() as folder:
-                one.save_assets(folder)
-                if os.listdir(folder):
-                    other.load_assets(folder)
+    keepers = ([layer for layer in walk_layers(root) if hasattr(layer, "save_assets")] for root in (old, new))
+    for one, other in zip(*keepers, strict=True):
+        weights = {}  # of "tf_idf", which are no variables; the assets need them
+        one.save_own_variables(weights)
+        other.load_own_variables(weights)
+        with tempfile.TemporaryDirectory() as folder:
+            one.save_assets(folder)
+            if os.listdir(folder):
+                other.load_assets(folder)
 
 
 def _clone(model, clone):

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_usm_lite.callbacks.finite_loss import require_finite
+from keras_usm_lite.callbacks.step_callback import require_built
 from keras_usm_lite.compression import compressed_layers
 from keras_usm_lite.data.manifest import replacing
 from keras_usm_lite.optimizers.build_optimizer import build_optimizer
@@ -81,8 +82,7 @@ class Backup(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Restore what an interrupted training left, if there was one."""
-        if not self.model.built:
-            raise ValueError(f"Model {self.model.name!r} is not built; call it on a batch before fit.")
+        require_built(self.model)
         build_optimizer(self.model)
         for leftover in glob.glob(f"{glob.escape(self.path)}.*.tmp"):  # of a process that died while writing
             os.remove(leftover)

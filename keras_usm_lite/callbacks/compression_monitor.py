@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_usm_lite.callbacks.step_callback import require_built
 from keras_usm_lite.compression import compressed_layers
 from keras_usm_lite.core.nm_mask import nm_violations
 from keras_usm_lite.rewrite import layer_path
@@ -64,8 +65,7 @@ class CompressionMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Find the compressed layers and forget an earlier training."""
-        if not self.model.built:
-            raise ValueError(f"Model {self.model.name!r} is not built; call it on a batch before fit.")
+        require_built(self.model)
         self._layers = compressed_layers(self.model)
         if not self._layers:
             raise ValueError(

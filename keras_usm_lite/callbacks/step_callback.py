@@ -5,6 +5,17 @@ import keras
 from keras_usm_lite.optimizers.build_optimizer import build_optimizer
 
 
+def require_built(model):
+    """Raise for a model without weights, of which a callback could find nothing when training begins.
+
+    Example:
+
+    >>> require_built(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+    """
+    if not model.built:
+        raise ValueError(f"Model {model.name!r} is not built; call it on a batch before fit.")
+
+
 class StepCallback(keras.callbacks.Callback):
     """Base of the schedules: calls `on_step(step)` before training step `step`, counted from 0 over the whole training.
 
@@ -21,8 +32,7 @@ class StepCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Build the optimizer before the first step."""
-        if not self.model.built:
-            raise ValueError(f"Model {self.model.name!r} is not built; call it on a batch before fit.")
+        require_built(self.model)
         build_optimizer(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):
