@@ -51,14 +51,13 @@ class LiteRTRecognizer:
             raise ValueError(f"The file takes {expected}; got an array of shape {batch.shape[1:]}.")
         try:
             if batch.shape != self._shape:
-                self._shape = None  # until it has worked
                 self.interpreter.resize_tensor_input(self._input, batch.shape)
                 self.interpreter.allocate_tensors()
                 self._shape = batch.shape
             self.interpreter.set_tensor(self._input, batch)
             self.interpreter.invoke()
         except RuntimeError as error:
-            self._shape = None
+            self._shape = None  # whatever it was resized to, the next utterance begins anew
             raise ValueError(
                 f"The file cannot run on an array of shape {batch.shape[1:]} ({error}). An utterance must fill one "
                 "frame: 512 samples with the default front end."
